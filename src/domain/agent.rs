@@ -1,0 +1,424 @@
+//! A registered agent, and the rules for registering, replacing and changing one.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::ids::{AgentId, Capability, Currency, NodeId};
+use super::json::JsonObject;
+use super::money::Money;
+use super::refusal::{Invalid, Refusal};
+use super::reputation::Reputation;
+use super::time::Timestamp;
+
+/// The most capabilities one agent may name.
+pub const MAX_CAPABILITIES: usize = 1_024;
+/// The longest billing notes, in bytes.
+pub const MAX_NOTES_BYTES: usize = 4 * 1024;
+
+/// An agent as the store keeps it. What it offers is its owner's word; its reputation is others'.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Agent {
+    /// Its id.
+    pub agent_id: AgentId,
+    /// Its name: 1 to 255 characters.
+    pub name: String,
+    /// What it can do.
+    pub capabilities: Capabilities,
+    /// Price of one task, 0 or more.
+    pub cost_per_task: Money,
+    /// The currency of that price.
+    pub currency: Currency,
+    /// Anything else about billing, up to 4 KiB.
+    pub billing_notes: Option<String>,
+    /// Whether it takes work.
+    pub availability: AvailabilityStatus,
+    /// How many tasks an hour it takes, 1 or more.
+    pub capacity_per_hour: Capacity,
+    /// When registration, PUT or PATCH last changed it.
+    pub last_updated: Timestamp,
+    /// What others made of it.
+    pub reputation: Reputation,
+    /// Its own data.
+    pub metadata: JsonObject,
+    /// Rises with register, PUT and PATCH; never reused for an id.
+    pub revision: u64,
+    /// How long it lives without a sign of life.
+    pub ttl: Ttl,
+    /// When its lease was due when this record was written; heartbeats since then live in memory only.
+    pub expires_at: Timestamp,
+    /// Whether its expiry has been committed.
+    pub expired: bool,
+    /// The node that owns it.
+    pub node_id: NodeId,
+}
+
+/// Whether an agent takes work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AvailabilityStatus {
+    /// Takes work.
+    Online,
+    /// Works, and may take more.
+    Busy,
+    /// Takes no work for now.
+    Maintenance,
+    /// Takes no work.
+    Offline,
+}
+
+impl AvailabilityStatus {
+    /// All of them, best first: the order in which rankings prefer them.
+    pub const ALL: [Self; 4] = [Self::Online, Self::Busy, Self::Maintenance, Self::Offline];
+
+    /// The name on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Online => "online",
+            Self::Busy => "busy",
+            Self::Maintenance => "maintenance",
+            Self::Offline => "offline",
+        }
+    }
+
+    /// Reads the name on the wire.
+    pub fn parse(field: &'static str, text: &str) -> Result<Self, Invalid> {
+        Self::ALL
+            .into_iter()
+            .find(|status| status.as_str() == text)
+            .ok_or_else(|| Invalid::new(field, "must be one of online, busy, offline, maintenance"))
+    }
+}
+
+impl fmt::Display for AvailabilityStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A set of capabilities, sorted, each once; may be empty.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Capabilities(Vec<Capability>);
+
+impl Capabilities {
+    /// Parses each, sorts, and drops repetitions.
+    pub fn parse<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Self, Invalid> {
+        let field = "capabilities";
+        let mut parsed =
+            texts.into_iter().map(|text| Capability::parse(field, text)).collect::<Result<Vec<_>, Invalid>>()?;
+        parsed.sort();
+        parsed.dedup();
+        if parsed.len() > MAX_CAPABILITIES {
+            return Err(Invalid::new(field, format!("must be at most {MAX_CAPABILITIES} capabilities")));
+        }
+        Ok(Self(parsed))
+    }
+
+    /// In order.
+    pub fn iter(&self) -> std::slice::Iter<'_, Capability> {
+        self.0.iter()
+    }
+
+    /// Whether `capability` is among them.
+    pub fn contains(&self, capability: &Capability) -> bool {
+        self.0.binary_search(capability).is_ok()
+    }
+}
+
+/// Tasks an hour: 1 or more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Capacity(u32);
+
+impl Capacity {
+    /// Checks the range, 1 to 4 294 967 295.
+    pub fn parse(value: i128) -> Result<Self, Invalid> {
+        match u32::try_from(value) {
+            Ok(capacity @ 1..) => Ok(Self(capacity)),
+            _ => Err(Invalid::new("capacity_per_hour", "must be 1 to 4294967295")),
+        }
+    }
+
+    /// The number.
+    pub fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl Default for Capacity {
+    /// 30 an hour.
+    fn default() -> Self {
+        Self(30)
+    }
+}
+
+/// How long a lease lasts: 1 second to 30 days.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Ttl(u32);
+
+impl Ttl {
+    /// 30 days.
+    pub const LONGEST_SECONDS: u32 = 2_592_000;
+
+    /// Checks the range.
+    pub fn parse(seconds: i128) -> Result<Self, Invalid> {
+        match u32::try_from(seconds) {
+            Ok(seconds @ 1..=Self::LONGEST_SECONDS) => Ok(Self(seconds)),
+            _ => Err(Invalid::new("ttl_seconds", "must be 1 to 2592000 seconds")),
+        }
+    }
+
+    /// In seconds.
+    pub fn seconds(self) -> u32 {
+        self.0
+    }
+
+    /// As a duration.
+    pub fn duration(self) -> Duration {
+        Duration::from_secs(u64::from(self.0))
+    }
+}
+
+impl Default for Ttl {
+    /// One hour.
+    fn default() -> Self {
+        Self(3_600)
+    }
+}
+
+/// What an agent says of itself when it registers; every value checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Registration {
+    /// Its id.
+    pub agent_id: AgentId,
+    /// Its name, see [`parse_name`].
+    pub name: String,
+    /// What it can do.
+    pub capabilities: Capabilities,
+    /// Price of one task, see [`parse_cost`].
+    pub cost_per_task: Money,
+    /// The currency of that price.
+    pub currency: Currency,
+    /// Tasks an hour.
+    pub capacity_per_hour: Capacity,
+    /// Whether it takes work.
+    pub availability: AvailabilityStatus,
+    /// See [`parse_notes`].
+    pub billing_notes: Option<String>,
+    /// Its own data.
+    pub metadata: JsonObject,
+    /// The lease; the node's default when absent.
+    pub ttl: Option<Ttl>,
+}
+
+/// A change of an agent; absent is unchanged.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct AgentPatch {
+    /// A new name.
+    pub name: Option<String>,
+    /// A new price.
+    pub cost_per_task: Option<Money>,
+    /// A new currency.
+    pub currency: Option<Currency>,
+    /// New notes; `Some(None)` removes them.
+    pub billing_notes: Option<Option<String>>,
+    /// A new availability.
+    pub availability: Option<AvailabilityStatus>,
+    /// A new capacity.
+    pub capacity_per_hour: Option<Capacity>,
+    /// A new set of capabilities, replaced whole.
+    pub capabilities: Option<Capabilities>,
+    /// New metadata, replaced whole.
+    pub metadata: Option<JsonObject>,
+    /// A new lease time.
+    pub ttl: Option<Ttl>,
+}
+
+/// Checks an agent's name: 1 to 255 characters.
+pub fn parse_name(name: &str) -> Result<String, Invalid> {
+    if (1..=255).contains(&name.chars().count()) {
+        Ok(name.to_owned())
+    } else {
+        Err(Invalid::new("name", "must have 1 to 255 characters"))
+    }
+}
+
+/// Checks billing notes: at most 4 KiB.
+pub fn parse_notes(notes: &str) -> Result<String, Invalid> {
+    if notes.len() <= MAX_NOTES_BYTES {
+        Ok(notes.to_owned())
+    } else {
+        Err(Invalid::new("billing_notes", "must be at most 4096 bytes"))
+    }
+}
+
+/// Checks a price: 0 or more.
+pub fn parse_cost(cost: Money) -> Result<Money, Invalid> {
+    if cost.is_negative() { Err(Invalid::new("cost_per_task", "must be 0 or more")) } else { Ok(cost) }
+}
+
+/// What a rule needs to know besides the agent itself.
+#[derive(Debug, Clone, Copy)]
+pub struct AgentContext {
+    /// The wall clock.
+    pub now: Timestamp,
+    /// This node.
+    pub node_id: NodeId,
+    /// The lease of an agent that names none.
+    pub default_ttl: Ttl,
+    /// A revision that no deleted agent has passed.
+    pub revision_floor: u64,
+}
+
+/// An agent that is stored, and whether its lease runs.
+#[derive(Debug, Clone)]
+pub struct Existing {
+    /// The stored agent.
+    pub agent: Agent,
+    /// Whether its lease runs.
+    pub live: bool,
+}
+
+/// Registers: refused while a live agent has the id; an expired one is replaced and keeps its reputation.
+pub fn register(
+    existing: Option<Existing>,
+    registration: Registration,
+    context: AgentContext,
+) -> Result<Agent, Refusal> {
+    match existing {
+        Some(existing) if existing.live => Err(Refusal::AgentAlreadyRegistered(existing.agent.agent_id)),
+        existing => Ok(replace(existing.map(|existing| existing.agent), registration, context)),
+    }
+}
+
+/// Registers or replaces, whoever has the id; reputation is kept and the lease starts again.
+pub fn replace(existing: Option<Agent>, registration: Registration, context: AgentContext) -> Agent {
+    let ttl = registration.ttl.unwrap_or(context.default_ttl);
+    let previous_revision = existing.as_ref().map_or(0, |agent| agent.revision).max(context.revision_floor);
+    Agent {
+        agent_id: registration.agent_id,
+        name: registration.name,
+        capabilities: registration.capabilities,
+        cost_per_task: registration.cost_per_task,
+        currency: registration.currency,
+        billing_notes: registration.billing_notes,
+        availability: registration.availability,
+        capacity_per_hour: registration.capacity_per_hour,
+        last_updated: context.now,
+        reputation: existing.map(|agent| agent.reputation).unwrap_or_default(),
+        metadata: registration.metadata,
+        revision: previous_revision + 1,
+        ttl,
+        expires_at: context.now.after(ttl.duration()),
+        expired: false,
+        node_id: context.node_id,
+    }
+}
+
+/// Changes what the patch names and renews the lease, of an expired agent too.
+pub fn update(agent: Agent, patch: AgentPatch, context: AgentContext) -> Result<Agent, Refusal> {
+    require_local(&agent, context.node_id)?;
+    let ttl = patch.ttl.unwrap_or(agent.ttl);
+    Ok(Agent {
+        name: patch.name.unwrap_or(agent.name),
+        cost_per_task: patch.cost_per_task.unwrap_or(agent.cost_per_task),
+        currency: patch.currency.unwrap_or(agent.currency),
+        billing_notes: patch.billing_notes.unwrap_or(agent.billing_notes),
+        availability: patch.availability.unwrap_or(agent.availability),
+        capacity_per_hour: patch.capacity_per_hour.unwrap_or(agent.capacity_per_hour),
+        capabilities: patch.capabilities.unwrap_or(agent.capabilities),
+        metadata: patch.metadata.unwrap_or(agent.metadata),
+        last_updated: context.now,
+        revision: agent.revision + 1,
+        ttl,
+        expires_at: context.now.after(ttl.duration()),
+        expired: false,
+        ..agent
+    })
+}
+
+/// Refuses unless `node_id` owns the agent.
+pub fn require_local(agent: &Agent, node_id: NodeId) -> Result<(), Refusal> {
+    if agent.node_id == node_id { Ok(()) } else { Err(Refusal::AgentNotLocal(agent.agent_id.clone())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::reputation::Weight;
+
+    fn context(now: i64) -> AgentContext {
+        AgentContext {
+            now: Timestamp::from_micros(now),
+            node_id: NodeId::from_bytes([1; 16]),
+            default_ttl: Ttl::default(),
+            revision_floor: 0,
+        }
+    }
+
+    fn registration() -> Registration {
+        Registration {
+            agent_id: AgentId::from_stored("thon"),
+            name: "Thon".into(),
+            capabilities: Capabilities::parse(["Python", "backend", "python "]).unwrap(),
+            cost_per_task: Money::parse("18.5").unwrap(),
+            currency: Currency::default(),
+            capacity_per_hour: Capacity::default(),
+            availability: AvailabilityStatus::Online,
+            billing_notes: None,
+            metadata: JsonObject::default(),
+            ttl: None,
+        }
+    }
+
+    #[test]
+    fn capabilities_are_sorted_and_unique() {
+        let registered = register(None, registration(), context(0)).unwrap();
+        let names: Vec<&str> = registered.capabilities.iter().map(Capability::as_str).collect();
+        assert_eq!(names, ["backend", "python"]);
+    }
+
+    #[test]
+    fn a_live_agent_holds_its_id_and_an_expired_one_hands_on_its_reputation() {
+        let mut agent = register(None, registration(), context(0)).unwrap();
+        agent.reputation = agent.reputation.observed(true, Weight::default());
+        let live = Existing { agent: agent.clone(), live: true };
+        assert_eq!(
+            register(Some(live), registration(), context(1)),
+            Err(Refusal::AgentAlreadyRegistered(agent.agent_id.clone()))
+        );
+        let expired = Existing { agent: agent.clone(), live: false };
+        let again = register(Some(expired), registration(), context(2)).unwrap();
+        assert_eq!(again.reputation, agent.reputation);
+        assert_eq!(again.revision, agent.revision + 1);
+    }
+
+    #[test]
+    fn a_revision_is_above_every_deleted_one() {
+        let floor = AgentContext { revision_floor: 41, ..context(0) };
+        assert_eq!(register(None, registration(), floor).unwrap().revision, 42);
+    }
+
+    #[test]
+    fn a_patch_changes_what_it_names_and_renews_the_lease() {
+        let agent = register(None, registration(), context(0)).unwrap();
+        let patch = AgentPatch { name: Some("T".into()), ttl: Some(Ttl::parse(60).unwrap()), ..AgentPatch::default() };
+        let changed = update(Agent { expired: true, ..agent.clone() }, patch, context(5)).unwrap();
+        assert_eq!(changed.name, "T");
+        assert_eq!(changed.capabilities, agent.capabilities);
+        assert_eq!(changed.revision, 2);
+        assert_eq!(changed.expires_at, Timestamp::from_micros(60_000_005));
+        assert!(!changed.expired);
+    }
+
+    #[test]
+    fn only_its_node_changes_an_agent_but_anyone_may_replace_it() {
+        let foreign =
+            Agent { node_id: NodeId::from_bytes([9; 16]), ..register(None, registration(), context(0)).unwrap() };
+        assert!(matches!(update(foreign.clone(), AgentPatch::default(), context(1)), Err(Refusal::AgentNotLocal(_))));
+        assert_eq!(replace(Some(foreign), registration(), context(1)).node_id, NodeId::from_bytes([1; 16]));
+    }
+}

@@ -1,0 +1,193 @@
+//! JSON objects that we keep for others (`metadata`, `context`): checked, then held as canonical text.
+//!
+//! Canonical: keys sorted, no white space, each key once, strings re-encoded, numbers exactly as they were written
+//! (`1.10` stays `1.10`), so that nothing is rounded on its way through and equal texts mean equal objects.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::de::{Deserializer as _, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use thiserror::Error;
+
+/// The longest canonical text, in bytes.
+pub const MAX_OBJECT_BYTES: usize = 64 * 1024;
+const MAX_DEPTH: usize = 64;
+
+/// A JSON object as canonical text of at most 64 KiB.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct JsonObject(Arc<str>);
+
+/// Why a text is not an acceptable object.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum JsonObjectError {
+    /// Another type, or no JSON at all.
+    #[error("must be a JSON object")]
+    NotAnObject,
+    /// One key twice in the same object.
+    #[error("has the key {0:?} twice")]
+    DuplicateKey(String),
+    /// Well-formed, but against a rule.
+    #[error("{0}")]
+    Rule(&'static str),
+}
+
+impl JsonObject {
+    /// Checks and canonicalises a JSON text.
+    pub fn parse(text: &str) -> Result<Self, JsonObjectError> {
+        let text = text.trim_matches([' ', '\t', '\r', '\n']);
+        if !text.starts_with('{') {
+            return Err(JsonObjectError::NotAnObject);
+        }
+        let mut canonical = String::with_capacity(text.len().min(MAX_OBJECT_BYTES));
+        write_canonical(text, 0, &mut canonical)?;
+        if canonical.len() > MAX_OBJECT_BYTES {
+            return Err(JsonObjectError::Rule("must be at most 64 KiB of JSON"));
+        }
+        Ok(Self(Arc::from(canonical)))
+    }
+
+    /// The canonical text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for JsonObject {
+    /// `{}`.
+    fn default() -> Self {
+        Self(Arc::from("{}"))
+    }
+}
+
+impl fmt::Display for JsonObject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn write_canonical(text: &str, depth: usize, out: &mut String) -> Result<(), JsonObjectError> {
+    if depth > MAX_DEPTH {
+        return Err(JsonObjectError::Rule("must be nested at most 64 levels deep"));
+    }
+    match text.as_bytes().first() {
+        Some(b'{') => {
+            let members = members(text)?;
+            out.push('{');
+            for (index, (key, value)) in members.iter().enumerate() {
+                if index > 0 {
+                    out.push(',');
+                }
+                write_string(key, out)?;
+                out.push(':');
+                write_canonical(value.get(), depth + 1, out)?;
+            }
+            out.push('}');
+        }
+        Some(b'[') => {
+            let items: Vec<&RawValue> = serde_json::from_str(text).map_err(|_| JsonObjectError::NotAnObject)?;
+            out.push('[');
+            for (index, item) in items.iter().enumerate() {
+                if index > 0 {
+                    out.push(',');
+                }
+                write_canonical(item.get(), depth + 1, out)?;
+            }
+            out.push(']');
+        }
+        Some(b'"') => {
+            let value: String = serde_json::from_str(text).map_err(|_| JsonObjectError::NotAnObject)?;
+            write_string(&value, out)?;
+        }
+        Some(b'-' | b'0'..=b'9') => {
+            if !text.parse::<f64>().is_ok_and(f64::is_finite) {
+                return Err(JsonObjectError::Rule("must not hold a number beyond a double's range"));
+            }
+            out.push_str(text);
+        }
+        _ => out.push_str(text),
+    }
+    Ok(())
+}
+
+fn write_string(value: &str, out: &mut String) -> Result<(), JsonObjectError> {
+    if value.contains('\0') {
+        return Err(JsonObjectError::Rule("must not hold the character U+0000, which PostgreSQL cannot store"));
+    }
+    out.push_str(&serde_json::to_string(value).map_err(|_| JsonObjectError::NotAnObject)?);
+    Ok(())
+}
+
+type Members<'a> = BTreeMap<String, &'a RawValue>;
+
+fn members(text: &str) -> Result<Members<'_>, JsonObjectError> {
+    struct UniqueKeys<'d>(&'d mut Option<String>);
+
+    impl<'de> Visitor<'de> for UniqueKeys<'_> {
+        type Value = Members<'de>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a JSON object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut members = BTreeMap::new();
+            while let Some((key, value)) = map.next_entry::<String, &RawValue>()? {
+                if members.contains_key(&key) {
+                    *self.0 = Some(key);
+                    return Err(serde::de::Error::custom("duplicate key"));
+                }
+                members.insert(key, value);
+            }
+            Ok(members)
+        }
+    }
+
+    let mut duplicate = None;
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let result = deserializer
+        .deserialize_map(UniqueKeys(&mut duplicate))
+        .and_then(|members| deserializer.end().map(|()| members));
+    result.map_err(|_| duplicate.map_or(JsonObjectError::NotAnObject, JsonObjectError::DuplicateKey))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn canonical(text: &str) -> Result<String, JsonObjectError> {
+        JsonObject::parse(text).map(|object| object.to_string())
+    }
+
+    #[test]
+    fn sorts_keys_and_keeps_numbers_as_they_were_written() {
+        assert_eq!(
+            canonical(r#" { "b" : [1.10, {"z":1e2,"a":null}] , "a":"\u0041\n" } "#).as_deref(),
+            Ok(r#"{"a":"A\n","b":[1.10,{"a":null,"z":1e2}]}"#)
+        );
+        assert_eq!(canonical("{}").as_deref(), Ok("{}"));
+        let long = r#"{"n":123456789012345678901234567890}"#;
+        assert_eq!(canonical(long).as_deref(), Ok(long));
+    }
+
+    #[test]
+    fn refuses_duplicates_at_any_depth() {
+        assert_eq!(canonical(r#"{"a":1,"a":2}"#), Err(JsonObjectError::DuplicateKey("a".into())));
+        assert_eq!(canonical(r#"{"x":[{"k":1,"\u006b":2}]}"#), Err(JsonObjectError::DuplicateKey("k".into())));
+    }
+
+    #[test]
+    fn refuses_other_types_and_what_breaks_a_rule() {
+        for text in ["[]", "1", "null", "\"{}\"", "", "{", "{}{}"] {
+            assert_eq!(canonical(text), Err(JsonObjectError::NotAnObject), "{text:?}");
+        }
+        let deep = format!("{}1{}", r#"{"a":"#.repeat(100), "}".repeat(100));
+        let large = format!(r#"{{"a":"{}"}}"#, "x".repeat(MAX_OBJECT_BYTES));
+        for text in [r#"{"a":"\u0000"}"#, r#"{"a":1e999}"#, &deep, &large] {
+            assert!(matches!(canonical(text), Err(JsonObjectError::Rule(_))), "{}", &text[..20.min(text.len())]);
+        }
+    }
+}
