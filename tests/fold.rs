@@ -111,8 +111,7 @@ fn play(nodes: usize, steps: &[Step]) -> Vec<Vec<Event>> {
                 }
             }
             Step::Sync(from, to) => {
-                let news: Vec<Event> =
-                    held[*from].iter().filter(|event| !held[*to].contains(event)).cloned().collect();
+                let news: Vec<Event> = held[*from].iter().filter(|event| !held[*to].contains(event)).cloned().collect();
                 held[*to].extend(news);
             }
         }

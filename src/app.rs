@@ -1,0 +1,256 @@
+//! The composition root: builds the parts of a sidecar, wires them, and takes them down in order.
+//!
+//! Up: engine, listeners, metrics, API. Down: the listeners stop accepting, requests in flight finish, what is queued
+//! is committed, the file is closed, the socket is removed.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use thiserror::Error;
+use tokio::sync::watch;
+
+use crate::access::Access;
+use crate::config::{ServeSettings, StoreLocation, Token, read_token};
+use crate::engine::{Engine, Location, OpenError, Options};
+use crate::exporter::{self, ExporterOptions};
+use crate::http::{self, Api, Limits, Listener, ServerInfo};
+use crate::metrics::Metrics;
+
+/// When shutting down has taken this long, the disk hangs and the process leaves it.
+const SHUTDOWN_LIMIT: Duration = Duration::from_millis(9_500);
+/// Threads for reads that take longer: lists, searches, exports.
+const BLOCKING_THREADS: usize = 32;
+
+/// Why serving did not start, or did not end well.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    /// The store could not be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// An address, a socket or a thread was refused by the system.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried, and for what.
+        what: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl ServeError {
+    fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+}
+
+/// Serves until SIGTERM or SIGINT.
+pub fn serve(settings: ServeSettings) -> Result<(), ServeError> {
+    // Before anything listens, so that a signal from here on ends it in order.
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(ServeError::io("cannot watch for signals"))?;
+    let started = Instant::now();
+    let metrics = Metrics::default();
+    let engine = open_engine(&settings, metrics.clone())?;
+    let tcp = bind_tcp(settings.listen)?;
+    let socket = settings.socket.as_deref().map(BoundSocket::bind).transpose()?;
+
+    let secret = settings.token.as_ref().map(|token| token.secret.clone());
+    let access = Arc::new(Access::new(settings.allowed_hosts.clone(), secret));
+    let (stop, stopped) = watch::channel(false);
+    let signal_access = Arc::clone(&access);
+    let token = settings.token.clone();
+    let signal_handle = signals.handle();
+    let signal_thread = thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || watch_signals(&mut signals, &stop, token.as_ref(), &signal_access))
+        .map_err(ServeError::io("cannot start a thread"))?;
+
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .thread_name("http")
+        .max_blocking_threads(BLOCKING_THREADS)
+        .enable_all()
+        .build()
+        .map_err(ServeError::io("cannot start the runtime"))?;
+    let info = Arc::new(ServerInfo { version: env!("CARGO_PKG_VERSION"), started, listen: ArcSwap::default() });
+    let api = Api { engine: engine.clone(), metrics: metrics.clone(), access: Arc::clone(&access), info };
+    let served = runtime.block_on(run(api, settings.metrics_listen, tcp, socket.as_ref(), stopped));
+    // Reads that still run on the runtime's threads end with their process; they hold nothing that must be closed.
+    runtime.shutdown_background();
+    engine.close();
+    drop(socket);
+    signal_handle.close();
+    if signal_thread.join().is_err() {
+        tracing::error!("the signal thread panicked");
+    }
+    if served.is_ok() {
+        tracing::info!("stopped");
+    }
+    served
+}
+
+fn open_engine(settings: &ServeSettings, metrics: Metrics) -> Result<Engine, ServeError> {
+    let location = match &settings.store {
+        StoreLocation::Memory => Location::Memory,
+        StoreLocation::Directory(directory) => {
+            crate::store::create_directory(directory)?;
+            settings.store.file().map_or(Location::Memory, Location::File)
+        }
+    };
+    let options = Options { agent_ttl: settings.agent_ttl, metrics, ..Options::new(location) };
+    Ok(Engine::open(options)?)
+}
+
+fn bind_tcp(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    let listener = TcpListener::bind(address).map_err(ServeError::io(format!("cannot listen on {address}")))?;
+    listener.set_nonblocking(true).map_err(ServeError::io(format!("cannot listen on {address}")))?;
+    Ok(listener)
+}
+
+async fn run(
+    api: Api,
+    metrics_listen: Option<SocketAddr>,
+    tcp: TcpListener,
+    socket: Option<&BoundSocket>,
+    stopped: watch::Receiver<bool>,
+) -> Result<(), ServeError> {
+    let address = tcp.local_addr().map_err(ServeError::io("cannot tell the address that was bound"))?;
+    let tcp = tokio::net::TcpListener::from_std(tcp).map_err(ServeError::io(format!("cannot listen on {address}")))?;
+    let mut listeners = vec![Listener::Tcp(tcp)];
+    let mut addresses = vec![address.to_string()];
+    if let Some(socket) = socket {
+        listeners.push(Listener::Unix(socket.listener()?));
+        addresses.push(format!("unix:{}", socket.path.display()));
+    }
+    tracing::info!(listen = %addresses.join(" "), node_id = %api.engine.node_id(), "serving the API");
+    api.info.listen.store(Arc::new(addresses.clone()));
+
+    let exporter = metrics_listen.map(|listen| {
+        let state = Arc::new(api.engine.clone());
+        let options = ExporterOptions { listen, metrics: api.metrics.clone(), state, access: Arc::clone(&api.access) };
+        exporter::spawn(options, stopped.clone())
+    });
+    if let Some(exporter) = &exporter {
+        let (mut bound, info) = (exporter.bound(), Arc::clone(&api.info));
+        tokio::spawn(async move {
+            // The port may be taken for now; it is shown once it is ours.
+            if let Ok(address) = bound.wait_for(Option::is_some).await.map(|address| *address)
+                && let Some(address) = address
+            {
+                tracing::info!(listen = %address, "serving metrics");
+                addresses.push(format!("metrics:{address}"));
+                info.listen.store(Arc::new(addresses));
+            }
+        });
+    }
+    notify_service_manager(&[sd_notify::NotifyState::Ready]);
+    http::serve(listeners, api, stopped, Limits::default()).await;
+    notify_service_manager(&[sd_notify::NotifyState::Stopping]);
+    if let Some(exporter) = exporter {
+        exporter.join().await;
+    }
+    Ok(())
+}
+
+/// Tells systemd, where it runs us and asked to be told.
+fn notify_service_manager(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(%error, "the service manager could not be told");
+    }
+}
+
+/// The first SIGTERM or SIGINT ends the process in order, the second at once. SIGHUP rereads the token.
+fn watch_signals(signals: &mut Signals, stop: &watch::Sender<bool>, token: Option<&Token>, access: &Access) {
+    for signal in signals.forever() {
+        if signal == SIGHUP {
+            reload_token(token, access);
+        } else if *stop.borrow() {
+            tracing::warn!("a second signal; leaving at once");
+            std::process::exit(128 + signal);
+        } else {
+            tracing::info!("stopping");
+            stop.send_replace(true);
+            leave_if_stuck();
+        }
+    }
+}
+
+/// A disk that hangs must not keep the process from ending.
+fn leave_if_stuck() {
+    let watchdog = thread::Builder::new().name("watchdog".to_owned()).spawn(|| {
+        thread::sleep(SHUTDOWN_LIMIT);
+        tracing::error!("shutting down took too long; what was not acknowledged may be lost");
+        std::process::exit(74);
+    });
+    if let Err(error) = watchdog {
+        tracing::warn!(%error, "shutting down without a time limit");
+    }
+}
+
+fn reload_token(token: Option<&Token>, access: &Access) {
+    let Some(token) = token else {
+        tracing::info!("SIGHUP: no token file is configured, there is nothing to reread");
+        return;
+    };
+    match read_token(&token.file) {
+        Ok(secret) => {
+            access.replace_token(Some(secret));
+            tracing::info!(file = %token.file.display(), "the token was reread");
+        }
+        Err(error) => tracing::error!(%error, "the token was not reread; the old one stays"),
+    }
+}
+
+/// A bound Unix socket: private, and removed when dropped.
+struct BoundSocket {
+    path: PathBuf,
+    listener: UnixListener,
+}
+
+impl BoundSocket {
+    /// Binds with mode 0600. A socket that nobody answers on is a leftover and replaced; anything else is left alone.
+    fn bind(path: &Path) -> Result<Self, ServeError> {
+        let error = |source| ServeError::Io { what: format!("cannot listen on {}", path.display()), source };
+        match fs::symlink_metadata(path) {
+            Ok(metadata) if !metadata.file_type().is_socket() => {
+                return Err(error(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file of another kind")));
+            }
+            Ok(_) if UnixStream::connect(path).is_ok() => return Err(error(io::ErrorKind::AddrInUse.into())),
+            Ok(_) => fs::remove_file(path).map_err(error)?,
+            Err(missing) if missing.kind() == io::ErrorKind::NotFound => {}
+            Err(other) => return Err(error(other)),
+        }
+        // The mask makes it private from its first moment; the mode is set again in case the system ignores masks here.
+        let mask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+        let bound = UnixListener::bind(path);
+        rustix::process::umask(mask);
+        let listener = bound.map_err(error)?;
+        fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(error)?;
+        listener.set_nonblocking(true).map_err(error)?;
+        Ok(Self { path: path.to_owned(), listener })
+    }
+
+    fn listener(&self) -> Result<tokio::net::UnixListener, ServeError> {
+        self.listener
+            .try_clone()
+            .and_then(tokio::net::UnixListener::from_std)
+            .map_err(ServeError::io(format!("cannot listen on {}", self.path.display())))
+    }
+}
+
+impl Drop for BoundSocket {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "the socket could not be removed");
+        }
+    }
+}

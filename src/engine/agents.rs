@@ -1,0 +1,276 @@
+//! The commands of the registry.
+
+use std::sync::Arc;
+
+use super::command::{Command, Effect, Once, Receipt, Repeatable, Session, Stop};
+use super::error::Error;
+use super::lease::Lease;
+use crate::domain::{Agent, AgentId, AgentPatch, Delta, Refusal, Registration, Reputation, Timestamp, Weight, agent};
+use crate::metrics::{Metrics, RegisterResult};
+use crate::store::Publish;
+
+/// An agent with its lease as it is now.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Profile {
+    /// What is stored.
+    pub agent: Agent,
+    /// When its lease ends or ended.
+    pub expires_at: Timestamp,
+    /// Whether its lease runs.
+    pub lease: LeaseState,
+    /// Whether this node owns it.
+    pub local: bool,
+}
+
+/// Where a lease stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeaseState {
+    /// It runs.
+    Live,
+    /// It has run out.
+    Expired,
+    /// It belongs to another node and cannot be confirmed now.
+    Stale,
+}
+
+impl LeaseState {
+    /// The name on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Expired => "expired",
+            Self::Stale => "stale",
+        }
+    }
+}
+
+/// What a change of an agent depends on (`If-Match`).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Precondition {
+    /// Nothing.
+    #[default]
+    None,
+    /// That the agent exists (`*`).
+    Exists,
+    /// That its revision is one of these.
+    RevisionIn(Vec<u64>),
+}
+
+impl Precondition {
+    fn check(&self, id: &AgentId, agent: Option<&Agent>) -> Result<(), Refusal> {
+        match (self, agent) {
+            (Self::None, _) | (Self::Exists, Some(_)) => Ok(()),
+            (Self::RevisionIn(revisions), Some(agent)) if revisions.contains(&agent.revision) => Ok(()),
+            (_, agent) => {
+                Err(Refusal::RevisionMismatch { agent_id: id.clone(), actual: agent.map_or(0, |agent| agent.revision) })
+            }
+        }
+    }
+}
+
+impl Profile {
+    pub(super) fn new(agent: Agent, lease: &Lease, monotonic: std::time::Duration, local: bool) -> Self {
+        let live = !agent.expired && lease.is_live(monotonic);
+        let expires_at = lease.expires_at();
+        let lease = if live { LeaseState::Live } else { LeaseState::Expired };
+        Self { agent, expires_at, lease, local }
+    }
+}
+
+fn profile(agent: Agent, lease: Option<Arc<Lease>>, session: &Session<'_, '_>) -> Profile {
+    let local = agent.node_id == session.batch.node_id();
+    let lease = lease.unwrap_or_else(|| Arc::new(Lease::ended(agent.expires_at)));
+    Profile::new(agent, &lease, session.moment.monotonic, local)
+}
+
+fn reread_profile(subject: &str, session: &Session<'_, '_>) -> Result<Profile, Stop> {
+    let agent = session.require_agent(&AgentId::from_stored(subject))?;
+    let lease = session.lease(&agent.agent_id);
+    Ok(profile(agent, lease, session))
+}
+
+/// Registers an agent under an id that no live agent has.
+pub struct Register(pub Registration);
+
+impl Repeatable for Register {
+    type Entity = Profile;
+
+    fn run_once(self, session: &mut Session<'_, '_>) -> Result<Once<Profile>, Stop> {
+        let existing = session.existing(&self.0.agent_id)?;
+        let agent = agent::register(existing, self.0, session.agent_context())?;
+        let lease = session.put_with_new_lease(&agent)?;
+        let subject = agent.agent_id.to_string();
+        Ok(Once { value: profile(agent, Some(lease), session), created: true, subject })
+    }
+
+    fn reread(subject: &str, session: &Session<'_, '_>) -> Result<Profile, Stop> {
+        reread_profile(subject, session)
+    }
+
+    fn count(outcome: &Result<Receipt<Profile>, Error>, metrics: &Metrics) {
+        match outcome {
+            Ok(Receipt { replayed: true, .. }) => {}
+            Ok(_) => metrics.registered(RegisterResult::Success),
+            Err(Error::Refused(Refusal::AgentAlreadyRegistered(_))) => metrics.registered(RegisterResult::Duplicate),
+            Err(_) => metrics.registered(RegisterResult::Error),
+        }
+    }
+}
+
+/// Registers an agent or replaces it, whoever has the id.
+pub struct Replace {
+    pub registration: Registration,
+    pub when: Precondition,
+}
+
+impl Command for Replace {
+    type Output = Receipt<Profile>;
+
+    fn run(self, session: &mut Session<'_, '_>) -> Result<Self::Output, Stop> {
+        let existing = session.batch.agent(&self.registration.agent_id)?;
+        self.when.check(&self.registration.agent_id, existing.as_ref())?;
+        let created = existing.is_none();
+        let agent = agent::replace(existing, self.registration, session.agent_context());
+        let lease = session.put_with_new_lease(&agent)?;
+        Ok(Receipt { value: profile(agent, Some(lease), session), created, replayed: false })
+    }
+
+    fn count(outcome: &Result<Self::Output, Error>, metrics: &Metrics) {
+        metrics.registered(if outcome.is_ok() { RegisterResult::Success } else { RegisterResult::Error });
+    }
+}
+
+/// Changes an agent.
+pub struct Update {
+    pub agent_id: AgentId,
+    pub patch: AgentPatch,
+    pub when: Precondition,
+}
+
+impl Command for Update {
+    type Output = Profile;
+
+    fn run(self, session: &mut Session<'_, '_>) -> Result<Profile, Stop> {
+        let agent = session.require_agent(&self.agent_id)?;
+        self.when.check(&self.agent_id, Some(&agent))?;
+        let agent = agent::update(agent, self.patch, session.agent_context())?;
+        let lease = session.put_with_new_lease(&agent)?;
+        Ok(profile(agent, Some(lease), session))
+    }
+}
+
+/// Removes an agent.
+pub struct Unregister {
+    pub agent_id: AgentId,
+    pub when: Precondition,
+}
+
+impl Command for Unregister {
+    type Output = ();
+
+    fn run(self, session: &mut Session<'_, '_>) -> Result<(), Stop> {
+        let agent = session.require_agent(&self.agent_id)?;
+        self.when.check(&self.agent_id, Some(&agent))?;
+        agent::require_local(&agent, session.batch.node_id())?;
+        session.remove(&agent)
+    }
+
+    fn count(outcome: &Result<(), Error>, metrics: &Metrics) {
+        if outcome.is_ok() {
+            metrics.unregistered();
+        }
+    }
+}
+
+/// Begins a new lease for an agent whose old one ended; the heartbeats that come in time need no command.
+pub struct Revive(pub AgentId);
+
+impl Command for Revive {
+    type Output = Timestamp;
+
+    fn run(self, session: &mut Session<'_, '_>) -> Result<Timestamp, Stop> {
+        let agent = session.require_agent(&self.0)?;
+        agent::require_local(&agent, session.batch.node_id())?;
+        // Two heartbeats may both find the lease ended; the first one here begins a new one, the second renews it.
+        if let Some(lease) = session.lease(&self.0).filter(|_| !agent.expired)
+            && let Ok(expires_at) = lease.renew(session.moment, agent.ttl)
+        {
+            return Ok(expires_at);
+        }
+        let expires_at = session.moment.now.after(agent.ttl.duration());
+        let lease = session.put_with_new_lease(&Agent { expired: false, expires_at, ..agent })?;
+        Ok(lease.expires_at())
+    }
+}
+
+/// Commits that an agent's lease has ended.
+pub struct Expire(pub AgentId);
+
+impl Command for Expire {
+    type Output = ();
+
+    fn run(self, session: &mut Session<'_, '_>) -> Result<(), Stop> {
+        let (Some(agent), Some(lease)) = (session.batch.agent(&self.0)?, session.lease(&self.0)) else {
+            return Ok(());
+        };
+        if agent.expired || lease.is_live(session.moment.monotonic) {
+            return Ok(());
+        }
+        let expired = Agent { expired: true, expires_at: lease.expires_at(), ..agent };
+        session.put(&expired, lease, Publish::No)
+    }
+}
+
+/// Takes in what somebody made of an agent's work.
+pub struct ObserveOutcome {
+    pub agent_id: AgentId,
+    pub success: bool,
+    pub weight: Weight,
+}
+
+impl Repeatable for ObserveOutcome {
+    type Entity = Reputation;
+
+    fn run_once(self, session: &mut Session<'_, '_>) -> Result<Once<Reputation>, Stop> {
+        let (success, weight) = (self.success, self.weight);
+        let once = change_reputation(&self.agent_id, session, |reputation| reputation.observed(success, weight))?;
+        session.after_commit(Effect::Observed { agent_id: self.agent_id, success });
+        Ok(once)
+    }
+
+    fn reread(subject: &str, session: &Session<'_, '_>) -> Result<Reputation, Stop> {
+        Ok(session.require_agent(&AgentId::from_stored(subject))?.reputation)
+    }
+}
+
+/// Corrects an agent's score.
+pub struct AdjustReputation {
+    pub agent_id: AgentId,
+    pub delta: Delta,
+}
+
+impl Repeatable for AdjustReputation {
+    type Entity = Reputation;
+
+    fn run_once(self, session: &mut Session<'_, '_>) -> Result<Once<Reputation>, Stop> {
+        let delta = self.delta;
+        change_reputation(&self.agent_id, session, |reputation| reputation.adjusted(delta))
+    }
+
+    fn reread(subject: &str, session: &Session<'_, '_>) -> Result<Reputation, Stop> {
+        Ok(session.require_agent(&AgentId::from_stored(subject))?.reputation)
+    }
+}
+
+/// Changes the reputation alone: neither the lease nor the revision.
+fn change_reputation(
+    id: &AgentId,
+    session: &mut Session<'_, '_>,
+    change: impl FnOnce(Reputation) -> Reputation,
+) -> Result<Once<Reputation>, Stop> {
+    let agent = session.require_agent(id)?;
+    let reputation = change(agent.reputation);
+    let lease = session.lease(id).unwrap_or_else(|| Arc::new(Lease::ended(agent.expires_at)));
+    session.put(&Agent { reputation, ..agent }, lease, Publish::Yes)?;
+    Ok(Once { value: reputation, created: false, subject: id.to_string() })
+}

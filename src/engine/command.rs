@@ -1,0 +1,312 @@
+//! What the writer runs: a command decides within a session, and its answer goes out after the commit.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rand::Rng;
+use rand::rngs::StdRng;
+use tokio::sync::oneshot;
+
+use super::directory::{Directory, Entry};
+use super::error::Error;
+use super::lease::{Lease, Moment};
+use super::pending::Pending;
+use crate::domain::agent::{AgentContext, Existing};
+use crate::domain::{Agent, AgentId, Capability, Refusal, Timestamp, TransactionStatus, Ttl};
+use crate::metrics::Metrics;
+use crate::store::{Batch, Publish, Receipt as StoredReceipt, StoreError};
+
+/// Why a command ended without a result.
+#[derive(Debug)]
+pub enum Stop {
+    /// It was refused, and has changed nothing.
+    Refused(Refusal),
+    /// The store failed; the whole batch is dropped.
+    Failed(StoreError),
+}
+
+impl From<StoreError> for Stop {
+    fn from(error: StoreError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl<R: Into<Refusal>> From<R> for Stop {
+    fn from(refusal: R) -> Self {
+        Self::Refused(refusal.into())
+    }
+}
+
+/// One kind of write.
+pub trait Command: Send + 'static {
+    /// What the caller gets once the write is durable.
+    type Output: Send + 'static;
+
+    /// Loads what it needs, decides, and only then changes anything, so that a refusal leaves nothing behind.
+    fn run(self, session: &mut Session<'_, '_>) -> Result<Self::Output, Stop>;
+
+    /// Counts the call, once its outcome is known.
+    fn count(_outcome: &Result<Self::Output, Error>, _metrics: &Metrics) {}
+}
+
+/// What happens outside the store once the batch is durable.
+#[derive(Debug)]
+pub enum Effect {
+    /// The directory gets an entry.
+    Put(Entry),
+    /// The directory loses one.
+    Remove(AgentId),
+    /// An outcome was observed.
+    Observed {
+        /// Of whom.
+        agent_id: AgentId,
+        /// Whether it was a success.
+        success: bool,
+    },
+    /// A transaction was recorded.
+    Recorded {
+        /// For whom.
+        provider: AgentId,
+        /// For what.
+        capability: Capability,
+        /// The currency of the amount.
+        currency: crate::domain::Currency,
+        /// The amount, as near as a double comes.
+        amount: f64,
+        /// When.
+        at: Timestamp,
+    },
+    /// A transaction changed its status.
+    Transitioned {
+        /// From this.
+        from: TransactionStatus,
+        /// To this.
+        to: TransactionStatus,
+        /// For what the transaction is.
+        capability: Capability,
+        /// From recording to the first settlement, if this was it.
+        settled_after: Option<std::time::Duration>,
+    },
+}
+
+/// What commands of one batch work with.
+pub struct Session<'a, 't> {
+    /// The write transaction.
+    pub batch: &'a mut Batch<'t>,
+    /// When the batch began.
+    pub moment: Moment,
+    /// The lease of an agent that names none.
+    pub default_ttl: Ttl,
+    directory: &'a Directory,
+    random: &'a mut StdRng,
+    /// Leases that this batch began (or, with `None`, whose agents it removed).
+    leases: HashMap<AgentId, Option<Arc<Lease>>>,
+    effects: Vec<Effect>,
+}
+
+impl<'a, 't> Session<'a, 't> {
+    pub fn new(
+        batch: &'a mut Batch<'t>,
+        directory: &'a Directory,
+        moment: Moment,
+        default_ttl: Ttl,
+        random: &'a mut StdRng,
+    ) -> Self {
+        Self { batch, moment, default_ttl, directory, random, leases: HashMap::new(), effects: Vec::new() }
+    }
+
+    /// What is to happen once the batch is durable.
+    pub fn into_effects(self) -> Vec<Effect> {
+        self.effects
+    }
+
+    /// Adds to what happens once the batch is durable.
+    pub fn after_commit(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    /// Ten random bytes, for a UUID.
+    pub fn random_bytes(&mut self) -> [u8; 10] {
+        let mut bytes = [0; 10];
+        self.random.fill_bytes(&mut bytes);
+        bytes
+    }
+
+    /// What the rules for agents need to know.
+    pub fn agent_context(&self) -> AgentContext {
+        AgentContext {
+            now: self.moment.now,
+            node_id: self.batch.node_id(),
+            default_ttl: self.default_ttl,
+            revision_floor: self.batch.revision_floor(),
+        }
+    }
+
+    /// A stored agent that must exist.
+    pub fn require_agent(&self, id: &AgentId) -> Result<Agent, Stop> {
+        self.batch.agent(id)?.ok_or_else(|| Refusal::AgentNotFound(id.clone()).into())
+    }
+
+    /// A stored agent, and whether its lease runs.
+    pub fn existing(&self, id: &AgentId) -> Result<Option<Existing>, Stop> {
+        Ok(self.batch.agent(id)?.map(|agent| {
+            let live = !agent.expired && self.lease(id).is_some_and(|lease| lease.is_live(self.moment.monotonic));
+            Existing { agent, live }
+        }))
+    }
+
+    /// The lease that an agent has by now.
+    pub fn lease(&self, id: &AgentId) -> Option<Arc<Lease>> {
+        match self.leases.get(id) {
+            Some(staged) => staged.clone(),
+            None => self.directory.get(id).map(|entry| Arc::clone(&entry.lease)),
+        }
+    }
+
+    /// Writes an agent and begins a lease for it.
+    pub fn put_with_new_lease(&mut self, agent: &Agent) -> Result<Arc<Lease>, Stop> {
+        let lease = Arc::new(Lease::begin(self.moment, agent.ttl));
+        self.put(agent, Arc::clone(&lease), Publish::Yes)?;
+        Ok(lease)
+    }
+
+    /// Writes an agent that keeps its lease.
+    pub fn put(&mut self, agent: &Agent, lease: Arc<Lease>, publish: Publish) -> Result<(), Stop> {
+        self.batch.put_agent(agent, publish)?;
+        let local = agent.node_id == self.batch.node_id();
+        self.leases.insert(agent.agent_id.clone(), Some(Arc::clone(&lease)));
+        self.effects.push(Effect::Put(Entry::new(agent, lease, local)));
+        Ok(())
+    }
+
+    /// Removes an agent.
+    pub fn remove(&mut self, agent: &Agent) -> Result<(), Stop> {
+        self.batch.remove_agent(agent, self.moment.now)?;
+        self.leases.insert(agent.agent_id.clone(), None);
+        self.effects.push(Effect::Remove(agent.agent_id.clone()));
+        Ok(())
+    }
+}
+
+/// A durable write's result.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Receipt<T> {
+    /// The entity as it is now.
+    pub value: T,
+    /// Whether the request, when it was first made, created the entity.
+    pub created: bool,
+    /// Whether this answers a repeated idempotency key: nothing was done.
+    pub replayed: bool,
+}
+
+/// An idempotency key and what it was used for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Idempotency {
+    /// The key.
+    pub key: String,
+    /// A hash of the whole request; the same key with another hash is refused.
+    pub request: [u8; 32],
+}
+
+/// A write that may be asked for under an idempotency key.
+pub trait Repeatable: Send + 'static {
+    /// What it writes.
+    type Entity: Send + 'static;
+
+    /// As [`Command::run`]; also whether it created its subject, and the subject's id.
+    fn run_once(self, session: &mut Session<'_, '_>) -> Result<Once<Self::Entity>, Stop>;
+
+    /// The entity as it is now.
+    fn reread(subject: &str, session: &Session<'_, '_>) -> Result<Self::Entity, Stop>;
+
+    /// As [`Command::count`].
+    fn count(_outcome: &Result<Receipt<Self::Entity>, Error>, _metrics: &Metrics) {}
+}
+
+/// What a [`Repeatable`] did.
+pub struct Once<T> {
+    /// The entity.
+    pub value: T,
+    /// Whether it was created.
+    pub created: bool,
+    /// Its id.
+    pub subject: String,
+}
+
+/// A [`Repeatable`] with its key, if it has one.
+pub struct WithKey<C> {
+    /// The key.
+    pub idempotency: Option<Idempotency>,
+    /// The write.
+    pub command: C,
+}
+
+impl<C: Repeatable> Command for WithKey<C> {
+    type Output = Receipt<C::Entity>;
+
+    fn run(self, session: &mut Session<'_, '_>) -> Result<Self::Output, Stop> {
+        let Some(idempotency) = self.idempotency else {
+            let Once { value, created, .. } = self.command.run_once(session)?;
+            return Ok(Receipt { value, created, replayed: false });
+        };
+        if let Some(receipt) = session.batch.receipt(&idempotency.key)? {
+            if receipt.request != idempotency.request {
+                return Err(Refusal::IdempotencyKeyReused.into());
+            }
+            let value = C::reread(&receipt.subject, session)?;
+            return Ok(Receipt { value, created: receipt.created, replayed: true });
+        }
+        let Once { value, created, subject } = self.command.run_once(session)?;
+        let receipt = StoredReceipt { request: idempotency.request, created, subject, at: session.moment.now };
+        session.batch.put_receipt(&idempotency.key, &receipt)?;
+        Ok(Receipt { value, created, replayed: false })
+    }
+
+    fn count(outcome: &Result<Self::Output, Error>, metrics: &Metrics) {
+        C::count(outcome, metrics);
+    }
+}
+
+/// A command on its way through the writer.
+pub trait Job: Send {
+    /// Runs within the batch. A refusal is kept for the answer; only a failure of the store comes back.
+    fn run(&mut self, session: &mut Session<'_, '_>) -> Result<(), StoreError>;
+
+    /// Answers: with what the run came to, or with the reason why the batch failed.
+    fn finish(self: Box<Self>, failure: Option<&Error>, metrics: &Metrics);
+}
+
+/// A [`Job`] and the answer that it will give.
+pub fn job<C: Command>(command: C) -> (Box<dyn Job>, Pending<C::Output>) {
+    let (reply, receiver) = oneshot::channel();
+    (Box::new(Task { command: Some(command), outcome: None, reply }), Pending::waiting(receiver))
+}
+
+struct Task<C: Command> {
+    command: Option<C>,
+    outcome: Option<Result<C::Output, Refusal>>,
+    reply: oneshot::Sender<Result<C::Output, Error>>,
+}
+
+impl<C: Command> Job for Task<C> {
+    fn run(&mut self, session: &mut Session<'_, '_>) -> Result<(), StoreError> {
+        let command = self.command.take().expect("a job runs once");
+        match command.run(session) {
+            Ok(output) => self.outcome = Some(Ok(output)),
+            Err(Stop::Refused(refusal)) => self.outcome = Some(Err(refusal)),
+            Err(Stop::Failed(error)) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>, failure: Option<&Error>, metrics: &Metrics) {
+        let outcome = match (failure, self.outcome) {
+            (None, Some(outcome)) => outcome.map_err(Error::Refused),
+            (Some(failure), _) => Err(failure.clone()),
+            (None, None) => Err(Error::Unavailable("the writer passed the command over".into())),
+        };
+        C::count(&outcome, metrics);
+        // A caller that went away has nobody to be told.
+        drop(self.reply.send(outcome));
+    }
+}

@@ -1,0 +1,82 @@
+//! What the writer and all handles share.
+
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+
+use super::directory::Directory;
+use super::error::Error;
+use super::lease::Moment;
+use super::loads::Loads;
+use super::rotation::Rotation;
+use crate::clock::Clock;
+use crate::domain::Ttl;
+use crate::metrics::Metrics;
+use crate::store::{Store, Totals};
+
+/// What is derived from the store, as of the last commit.
+#[derive(Debug, Clone, Default)]
+pub struct View {
+    /// Every agent.
+    pub directory: Directory,
+    /// How much work each provider was given lately.
+    pub loads: Loads,
+    /// The store's counters.
+    pub totals: Totals,
+}
+
+/// Shared state: only the writer changes it, everybody reads it without a lock.
+pub struct Core {
+    pub store: Store,
+    pub clock: Arc<dyn Clock>,
+    pub metrics: Metrics,
+    pub default_ttl: Ttl,
+    pub rotation: Rotation,
+    view: ArcSwap<View>,
+    failed: ArcSwapOption<Error>,
+}
+
+impl Core {
+    pub fn new(store: Store, clock: Arc<dyn Clock>, metrics: Metrics, default_ttl: Ttl) -> Self {
+        Self {
+            store,
+            clock,
+            metrics,
+            default_ttl,
+            rotation: Rotation::default(),
+            view: ArcSwap::default(),
+            failed: ArcSwapOption::empty(),
+        }
+    }
+
+    /// Both clocks, now.
+    pub fn moment(&self) -> Moment {
+        Moment { now: self.clock.now(), monotonic: self.clock.monotonic() }
+    }
+
+    /// The view of the last commit.
+    pub fn view(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    /// Puts a new view in the place of the last.
+    pub fn publish(&self, view: View) {
+        self.view.store(Arc::new(view));
+    }
+
+    /// Why writes are refused at present, if they are.
+    pub fn failed(&self) -> Option<Error> {
+        self.failed.load().as_deref().cloned()
+    }
+
+    /// Says that writes are refused, or that they are taken again.
+    pub fn set_failed(&self, error: Option<Error>) {
+        self.failed.store(error.map(Arc::new));
+    }
+
+    /// Closes the store for good.
+    pub fn close(&self) {
+        self.set_failed(Some(Error::Unavailable("the engine is closed".into())));
+        self.store.close();
+    }
+}

@@ -1,0 +1,151 @@
+//! The commands of the ledger.
+
+use std::sync::Arc;
+
+use super::command::{Command, Effect, Once, Receipt, Repeatable, Session, Stop};
+use crate::domain::fold::Fold;
+use crate::domain::ledger::Author;
+use crate::domain::transaction::Finality;
+use crate::domain::{
+    Decision, Event, EventBody, EventId, NewTransaction, Refusal, Transaction, TransactionId, TransactionStatus, ledger,
+};
+use crate::store::StoredTransaction;
+
+/// Records a transaction. The same id with the same facts gives the existing one.
+pub struct Record(pub NewTransaction);
+
+impl Repeatable for Record {
+    type Entity = Transaction;
+
+    fn run_once(self, session: &mut Session<'_, '_>) -> Result<Once<Transaction>, Stop> {
+        let receipt = record(self.0, session)?;
+        let subject = receipt.value.transaction_id.to_string();
+        Ok(Once { value: receipt.value, created: receipt.created, subject })
+    }
+
+    fn reread(subject: &str, session: &Session<'_, '_>) -> Result<Transaction, Stop> {
+        reread(subject, session)
+    }
+}
+
+/// Records many transactions, each by itself, in one commit.
+pub struct RecordBatch(pub Vec<NewTransaction>);
+
+impl Command for RecordBatch {
+    type Output = Vec<Result<Receipt<Transaction>, Refusal>>;
+
+    fn run(self, session: &mut Session<'_, '_>) -> Result<Self::Output, Stop> {
+        self.0
+            .into_iter()
+            .map(|transaction| match record(transaction, session) {
+                Ok(receipt) => Ok(Ok(receipt)),
+                Err(Stop::Refused(refusal)) => Ok(Err(refusal)),
+                Err(failed @ Stop::Failed(_)) => Err(failed),
+            })
+            .collect()
+    }
+}
+
+/// Decides about a transaction.
+pub struct Decide {
+    pub transaction_id: TransactionId,
+    pub decision: Decision,
+}
+
+impl Repeatable for Decide {
+    type Entity = Transaction;
+
+    fn run_once(self, session: &mut Session<'_, '_>) -> Result<Once<Transaction>, Stop> {
+        let stored = require(&self.transaction_id, session)?;
+        let event_id = EventId::mint(session.moment.now, session.random_bytes());
+        let author = Author { node_id: session.batch.node_id(), event_id, now: session.moment.now };
+        let event = ledger::decide(&self.transaction_id, &stored.fold, self.decision, author)?;
+        let before = stored.fold.clone();
+        let after = session.batch.decide(stored, event)?;
+        if before.status != after.status {
+            let first_settlement = before.settled_at.is_none().then_some(after.settled_at).flatten();
+            session.after_commit(Effect::Transitioned {
+                from: before.status,
+                to: after.status,
+                capability: after.facts.capability.clone(),
+                settled_after: first_settlement.map(|at| at.since(after.created_at)),
+            });
+        }
+        let subject = self.transaction_id.to_string();
+        Ok(Once { value: transaction(self.transaction_id, after), created: false, subject })
+    }
+
+    fn reread(subject: &str, session: &Session<'_, '_>) -> Result<Transaction, Stop> {
+        reread(subject, session)
+    }
+}
+
+fn record(new: NewTransaction, session: &mut Session<'_, '_>) -> Result<Receipt<Transaction>, Stop> {
+    let facts_hash = new.facts.hash();
+    if let Some(id) = &new.transaction_id
+        && let Some(stored) = session.batch.transaction(id)?
+    {
+        return if stored.facts().hash() == facts_hash {
+            Ok(Receipt { value: transaction(id.clone(), stored.fold), created: false, replayed: false })
+        } else {
+            Err(Refusal::TransactionIdConflict(id.clone()).into())
+        };
+    }
+    let at = session.batch.recording_time(session.moment.now);
+    let transaction_id = match new.transaction_id {
+        Some(id) => id,
+        None => TransactionId::mint(at, session.random_bytes()),
+    };
+    let facts = Arc::new(new.facts);
+    let event = Event {
+        event_id: EventId::mint(at, session.random_bytes()),
+        transaction_id: transaction_id.clone(),
+        facts: facts_hash,
+        round: 0,
+        node_id: session.batch.node_id(),
+        at,
+        body: EventBody::Recorded(Arc::clone(&facts)),
+    };
+    session.batch.record(&event)?;
+    session.after_commit(Effect::Recorded {
+        provider: facts.provider_agent.clone(),
+        capability: facts.capability.clone(),
+        currency: facts.currency.clone(),
+        amount: facts.amount.to_f64(),
+        at,
+    });
+    let value = Transaction {
+        transaction_id,
+        created_at: at,
+        facts,
+        status: TransactionStatus::Pending,
+        evidence: Vec::new(),
+        updated_at: at,
+        settled_at: None,
+        finality: Finality::Local,
+    };
+    Ok(Receipt { value, created: true, replayed: false })
+}
+
+fn require(id: &TransactionId, session: &Session<'_, '_>) -> Result<StoredTransaction, Stop> {
+    session.batch.transaction(id)?.ok_or_else(|| Refusal::TransactionNotFound(id.clone()).into())
+}
+
+fn reread(subject: &str, session: &Session<'_, '_>) -> Result<Transaction, Stop> {
+    let id = TransactionId::from_stored(subject);
+    let stored = require(&id, session)?;
+    Ok(transaction(id, stored.fold))
+}
+
+fn transaction(transaction_id: TransactionId, fold: Fold) -> Transaction {
+    Transaction {
+        transaction_id,
+        created_at: fold.created_at,
+        facts: fold.facts,
+        status: fold.status,
+        evidence: fold.evidence,
+        updated_at: fold.updated_at,
+        settled_at: fold.settled_at,
+        finality: Finality::Local,
+    }
+}

@@ -1,0 +1,97 @@
+//! How much work each provider was given lately, by capability: what the least loaded agent is found by.
+//!
+//! Derived from the store's counts by the minute. The last hour is the current minute and the 60 before it, so a
+//! transaction counts for 60 to 61 minutes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use imbl::HashMap;
+
+use crate::domain::{AgentId, Capability};
+
+/// How many minutes before the current one count.
+pub const WINDOW_MINUTES: u32 = 60;
+
+type Key = (AgentId, Capability);
+
+/// Counts by the minute, oldest first, of one provider and capability.
+type Window = Arc<[(u32, u32)]>;
+
+/// The counts, for readers; a clone shares structure.
+#[derive(Debug, Clone, Default)]
+pub struct Loads {
+    windows: HashMap<Key, Window>,
+}
+
+/// Which windows a minute touched, so that they can be dropped when it has passed. The writer's own.
+#[derive(Debug, Default)]
+pub struct LoadMinutes {
+    touched: BTreeMap<u32, Vec<Key>>,
+}
+
+impl Loads {
+    /// Transactions of the last hour; `minute` is now.
+    pub fn count(&self, provider: &AgentId, capability: &Capability, minute: u32) -> u64 {
+        let oldest = minute.saturating_sub(WINDOW_MINUTES);
+        self.windows
+            .get(&(provider.clone(), capability.clone()))
+            .map_or(0, |window| window.iter().filter(|(at, _)| *at >= oldest).map(|(_, count)| u64::from(*count)).sum())
+    }
+
+    /// Adds `count` transactions of a minute.
+    pub fn add(
+        &mut self,
+        minutes: &mut LoadMinutes,
+        provider: &AgentId,
+        capability: &Capability,
+        minute: u32,
+        count: u32,
+    ) {
+        let key = (provider.clone(), capability.clone());
+        let mut window: Vec<(u32, u32)> = self.windows.get(&key).map(|window| window.to_vec()).unwrap_or_default();
+        match window.binary_search_by_key(&minute, |(at, _)| *at) {
+            Ok(found) => window[found].1 = window[found].1.saturating_add(count),
+            Err(place) => {
+                window.insert(place, (minute, count));
+                minutes.touched.entry(minute).or_default().push(key.clone());
+            }
+        }
+        self.windows.insert(key, window.into());
+    }
+
+    /// Drops what lies before the window that ends with `minute`.
+    pub fn drop_before_window(&mut self, minutes: &mut LoadMinutes, minute: u32) {
+        let oldest = minute.saturating_sub(WINDOW_MINUTES);
+        let kept = minutes.touched.split_off(&oldest);
+        for key in std::mem::replace(&mut minutes.touched, kept).into_values().flatten() {
+            let Some(window) = self.windows.get(&key) else { continue };
+            let rest: Window = window.iter().copied().filter(|(at, _)| *at >= oldest).collect();
+            if rest.is_empty() {
+                self.windows.remove(&key);
+            } else {
+                self.windows.insert(key, rest);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transaction_counts_for_an_hour_and_is_dropped_after_it() {
+        let (provider, capability) = (AgentId::from_stored("p"), Capability::from_stored("sql"));
+        let (mut loads, mut minutes) = (Loads::default(), LoadMinutes::default());
+        loads.add(&mut minutes, &provider, &capability, 100, 1);
+        loads.add(&mut minutes, &provider, &capability, 130, 2);
+        loads.add(&mut minutes, &provider, &capability, 130, 1);
+        assert_eq!(loads.count(&provider, &capability, 160), 4);
+        assert_eq!(loads.count(&provider, &capability, 161), 3);
+        loads.drop_before_window(&mut minutes, 161);
+        assert_eq!(loads.count(&provider, &capability, 100), 3);
+        loads.drop_before_window(&mut minutes, 500);
+        assert!(loads.windows.is_empty() && minutes.touched.is_empty());
+    }
+}

@@ -1,0 +1,213 @@
+//! What can be asked of the engine: each query reads one snapshot of the store, and the directory beside it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::Engine;
+use super::agents::Profile;
+use super::core::View;
+use super::cursor;
+use super::directory::{Entry, merged};
+use super::error::Error;
+use super::lease::Lease;
+use crate::domain::ranking::RankBy;
+use crate::domain::{
+    Agent, AgentId, AvailabilityStatus, Capability, Currency, Event, NodeId, Refusal, Transaction, TransactionId,
+};
+use crate::store::{Balance, Position, Snapshot, TransactionFilter};
+
+/// The most entries that are looked at for one page.
+const MAX_READ: usize = 10_000;
+
+/// Which agents, and in what order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AgentFilter {
+    /// With this capability.
+    pub capability: Option<Capability>,
+    /// With this availability.
+    pub availability: Option<AvailabilityStatus>,
+    /// The order.
+    pub sort_by: RankBy,
+    /// Whether expired agents are shown too.
+    pub include_expired: bool,
+}
+
+/// Which page of a list.
+#[derive(Debug, Clone, Copy)]
+pub struct PageRequest<'a> {
+    /// At most so many entries.
+    pub limit: usize,
+    /// The `next_cursor` of the page before, unless it is the first. A stranger is refused as invalid `cursor`.
+    pub cursor: Option<&'a str>,
+}
+
+/// A page of a list. It may be short although there is more: look at the cursor.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Page<T> {
+    /// In order.
+    pub items: Vec<T>,
+    /// Where the next page begins; `None` at the end.
+    pub next_cursor: Option<String>,
+}
+
+/// The store in numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreStatus {
+    /// This node.
+    pub node_id: NodeId,
+    /// Where the file is; `None` in memory.
+    pub path: Option<PathBuf>,
+    /// Its length.
+    pub bytes: u64,
+    /// Agents stored, live or expired.
+    pub agents: u64,
+    /// Transactions stored.
+    pub transactions: u64,
+    /// Ledger events stored.
+    pub events: u64,
+}
+
+/// All matching transactions of one snapshot, in chunks.
+pub struct Export {
+    snapshot: Snapshot,
+    filter: TransactionFilter,
+    next: Next,
+}
+
+enum Next {
+    From(Option<Position>),
+    End,
+}
+
+impl Export {
+    /// The next matches, at most `max` and possibly none; `None` at the end.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read any more; what was exported so far is then not all.
+    pub fn next_chunk(&mut self, max: usize) -> Result<Option<Vec<Transaction>>, Error> {
+        let Next::From(after) = &self.next else { return Ok(None) };
+        let page = self.snapshot.transactions(&self.filter, max, after.as_ref())?;
+        self.next = match page.next {
+            Some(position) => Next::From(Some(position)),
+            None => Next::End,
+        };
+        Ok(Some(page.items))
+    }
+}
+
+impl Engine {
+    /// One agent, live or expired.
+    pub fn agent(&self, id: &AgentId) -> Result<Profile, Error> {
+        let view = self.core().view();
+        let agent = self.core().store.snapshot()?.agent(id)?.ok_or_else(|| Refusal::AgentNotFound(id.clone()))?;
+        Ok(self.profile(agent, &view))
+    }
+
+    /// A page of agents.
+    pub fn agents(&self, filter: &AgentFilter, page: PageRequest<'_>) -> Result<Page<Profile>, Error> {
+        let after = page.cursor.map(|cursor| cursor::to_standing(filter.sort_by, cursor)).transpose()?;
+        let view = self.core().view();
+        let monotonic = self.core().clock.monotonic();
+        let live = view.directory.live().ranks(filter.capability.as_ref());
+        let expired = view.directory.expired().ranks(filter.capability.as_ref()).filter(|_| filter.include_expired);
+        let mut found: Vec<&Arc<Entry>> = Vec::new();
+        let mut last: Option<&Arc<Entry>> = None;
+        let mut more = false;
+        let entries = merged(live.into_iter().chain(expired), filter.sort_by, after.as_ref());
+        for (read, entry) in entries.enumerate() {
+            if found.len() >= page.limit || read >= MAX_READ {
+                more = true;
+                break;
+            }
+            last = Some(entry);
+            let shown = filter.include_expired || entry.lease.is_live(monotonic);
+            if shown && filter.availability.is_none_or(|wanted| entry.standing.availability == wanted) {
+                found.push(entry);
+            }
+        }
+        let next_cursor = last.filter(|_| more).map(|entry| cursor::of_agent(filter.sort_by, &entry.standing));
+        Ok(Page { items: self.profiles(&found, &view)?, next_cursor })
+    }
+
+    /// Every capability that live agents have, and how many have it.
+    pub fn capabilities(&self) -> BTreeMap<Capability, u64> {
+        let view = self.core().view();
+        view.directory.live().capabilities().map(|(capability, count)| (capability.clone(), count)).collect()
+    }
+
+    /// What an agent paid and earned, by currency; empty for one that no transaction names.
+    pub fn balance(&self, id: &AgentId) -> Result<BTreeMap<Currency, Balance>, Error> {
+        Ok(self.core().store.snapshot()?.balances(id)?)
+    }
+
+    /// One transaction.
+    pub fn transaction(&self, id: &TransactionId) -> Result<Transaction, Error> {
+        let found = self.core().store.snapshot()?.transaction(id)?;
+        Ok(found.ok_or_else(|| Refusal::TransactionNotFound(id.clone()))?)
+    }
+
+    /// A page of transactions.
+    pub fn transactions(&self, filter: &TransactionFilter, page: PageRequest<'_>) -> Result<Page<Transaction>, Error> {
+        let after = page.cursor.map(cursor::to_position).transpose()?;
+        let found = self.core().store.snapshot()?.transactions(filter, page.limit, after.as_ref())?;
+        Ok(Page { items: found.items, next_cursor: found.next.as_ref().map(cursor::of_transaction) })
+    }
+
+    /// A transaction's events, oldest first.
+    pub fn events(&self, id: &TransactionId) -> Result<Vec<Event>, Error> {
+        let found = self.core().store.snapshot()?.events(id)?;
+        Ok(found.ok_or_else(|| Refusal::TransactionNotFound(id.clone()))?)
+    }
+
+    /// All matching transactions of one snapshot. It pins that snapshot's pages while it is held.
+    pub fn export(&self, filter: &TransactionFilter) -> Result<Export, Error> {
+        Ok(Export { snapshot: self.core().store.snapshot()?, filter: filter.clone(), next: Next::From(None) })
+    }
+
+    /// The store in numbers.
+    pub fn status(&self) -> Result<StoreStatus, Error> {
+        let core = self.core();
+        let totals = core.view().totals;
+        Ok(StoreStatus {
+            node_id: core.store.node_id(),
+            path: core.store.path().map(ToOwned::to_owned),
+            bytes: core.store.bytes()?,
+            agents: totals.agents,
+            transactions: totals.transactions.iter().sum(),
+            events: totals.events,
+        })
+    }
+
+    /// Whether the store answers a read and takes writes.
+    pub fn ready(&self) -> Result<(), Error> {
+        match self.core().failed() {
+            Some(error) => Err(error),
+            None => Ok(self.core().store.snapshot()?.totals().map(drop)?),
+        }
+    }
+
+    /// The full profiles of directory entries, in order; one that was deleted meanwhile is left out.
+    pub(super) fn profiles(&self, entries: &[&Arc<Entry>], view: &View) -> Result<Vec<Profile>, Error> {
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let snapshot = self.core().store.snapshot()?;
+        let agents = snapshot.agents(entries.iter().map(|entry| &entry.standing.agent_id))?;
+        Ok(agents.into_iter().map(|agent| self.profile(agent, view)).collect())
+    }
+
+    fn profile(&self, agent: Agent, view: &View) -> Profile {
+        let local = agent.node_id == self.core().store.node_id();
+        let moment = self.core().moment();
+        match view.directory.get(&agent.agent_id) {
+            Some(entry) => Profile::new(agent, &entry.lease, moment.monotonic, local),
+            // Committed a moment ago and not published yet: its lease has just begun.
+            None => {
+                let lease = Lease::begin(moment, agent.ttl);
+                Profile::new(agent, &lease, moment.monotonic, local)
+            }
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! The one thread that writes.
+//!
+//! It takes all commands that are waiting, runs them in one write transaction, commits once, then answers: commits cost
+//! the same whatever is in them, so the busier it is, the more a commit carries. Between commands it ends leases that
+//! ran out and forgets what has aged.
+//!
+//! After a failed commit nothing is acknowledged until the store has been reopened, every page's checksum checked, and
+//! a probe written and synced. Until then reads go on where the file allows, and writes are answered with the cause.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use rand::rngs::StdRng;
+
+use super::agents::Expire;
+use super::command::{Effect, Job, Session, job};
+use super::core::{Core, View};
+use super::directory::{Directory, Entry};
+use super::error::Error;
+use super::lease::{Lease, LeaseQueue, Moment};
+use super::loads::{LoadMinutes, Loads, WINDOW_MINUTES};
+use crate::domain::Timestamp;
+use crate::store::{Head, StoreError, minute_of};
+
+/// The most commands in one batch.
+const MAX_BATCH: usize = 4_096;
+/// The most leases that one batch ends.
+const MAX_EXPIRIES: usize = 1_000;
+/// The most aged records of one kind that one batch forgets.
+const MAX_PURGE: usize = 1_000;
+const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(60);
+const RECEIPTS_KEPT: Duration = Duration::from_secs(7 * 24 * 3_600);
+const FIRST_RETRY: Duration = Duration::from_millis(250);
+const LONGEST_RETRY: Duration = Duration::from_secs(5);
+
+/// What reaches the writer.
+pub enum Message {
+    /// A command.
+    Run(Box<dyn Job>),
+    /// Finish what is waiting, close the store, end.
+    Stop,
+}
+
+/// The writer's own state.
+pub struct Writer {
+    core: Arc<Core>,
+    messages: Receiver<Message>,
+    head: Head,
+    random: StdRng,
+    directory: Directory,
+    loads: Loads,
+    load_minutes: LoadMinutes,
+    leases: LeaseQueue,
+    next_housekeeping: Duration,
+    /// Wall time as it was at start plus monotonic time since: what a jump of the clock does not age.
+    started: Moment,
+}
+
+impl Writer {
+    /// Builds what is derived from the store, and publishes it.
+    pub fn start(core: Arc<Core>, messages: Receiver<Message>, head: Head, random: StdRng) -> Result<Self, StoreError> {
+        let started = core.moment();
+        let mut writer = Self {
+            core,
+            messages,
+            head,
+            random,
+            directory: Directory::default(),
+            loads: Loads::default(),
+            load_minutes: LoadMinutes::default(),
+            leases: LeaseQueue::default(),
+            next_housekeeping: Duration::ZERO,
+            started,
+        };
+        writer.rebuild()?;
+        Ok(writer)
+    }
+
+    /// Runs until told to stop or until nobody is left who could.
+    pub fn run(mut self) {
+        let mut stop = false;
+        loop {
+            let mut jobs: Vec<Box<dyn Job>> = Vec::new();
+            match self.messages.recv_timeout(self.until_next_timer()) {
+                Ok(Message::Run(job)) => jobs.push(job),
+                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => stop = true,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            while jobs.len() < MAX_BATCH {
+                match self.messages.try_recv() {
+                    Ok(Message::Run(job)) => jobs.push(job),
+                    Ok(Message::Stop) => stop = true,
+                    Err(_) => break,
+                }
+            }
+            if let Err(cause) = self.run_batch(jobs) {
+                stop |= self.recover(cause);
+            }
+            if stop && self.messages.is_empty() {
+                break;
+            }
+        }
+        self.core.close();
+    }
+
+    fn until_next_timer(&self) -> Duration {
+        let monotonic = self.core.clock.monotonic();
+        let housekeeping = self.next_housekeeping.saturating_sub(monotonic);
+        self.leases.until_next(monotonic).map_or(housekeeping, |lease| lease.min(housekeeping))
+    }
+
+    /// Runs, commits, applies the effects and answers. After an error all have been answered with it.
+    fn run_batch(&mut self, mut jobs: Vec<Box<dyn Job>>) -> Result<(), StoreError> {
+        let moment = self.core.moment();
+        let commands = jobs.len();
+        let ended =
+            self.leases.end_due(moment.monotonic, MAX_EXPIRIES, |id| self.directory.get(id).map(|entry| &*entry.lease));
+        // Expiries come first, so that a command in the same batch may revive.
+        jobs.splice(0..0, ended.into_iter().map(|id| job(Expire(id)).0));
+        let housekeeping = moment.monotonic >= self.next_housekeeping;
+        if jobs.is_empty() && !housekeeping {
+            return Ok(());
+        }
+        let began = self.core.clock.monotonic();
+        let effects = match self.commit(&mut jobs, moment, housekeeping) {
+            Ok(effects) => effects,
+            Err(cause) => {
+                let error = Error::from(cause.clone());
+                for job in jobs {
+                    job.finish(Some(&error), &self.core.metrics);
+                }
+                return Err(cause);
+            }
+        };
+        if commands > 0 {
+            self.core.metrics.committed(commands, self.core.clock.monotonic().saturating_sub(began));
+        }
+        self.apply(effects);
+        for job in jobs {
+            job.finish(None, &self.core.metrics);
+        }
+        Ok(())
+    }
+
+    fn commit(
+        &mut self,
+        jobs: &mut [Box<dyn Job>],
+        moment: Moment,
+        housekeeping: bool,
+    ) -> Result<Vec<Effect>, StoreError> {
+        let (directory, random, default_ttl) = (&self.directory, &mut self.random, self.core.default_ttl);
+        let aged = self.started.now.after(moment.monotonic.saturating_sub(self.started.monotonic));
+        let (effects, purged) = self.core.store.write(&mut self.head, |batch| {
+            let mut purged = 0;
+            if housekeeping {
+                let receipts_before = Timestamp::from_micros(aged.as_micros() - duration_micros(RECEIPTS_KEPT));
+                purged = purged.max(batch.purge_receipts(receipts_before, MAX_PURGE)?);
+                let oldest_minute = minute_of(aged).saturating_sub(WINDOW_MINUTES + 1);
+                purged = purged.max(batch.purge_loads(oldest_minute, MAX_PURGE)?);
+                purged = purged.max(batch.purge_tombstones(aged, MAX_PURGE)?);
+            }
+            let mut session = Session::new(batch, directory, moment, default_ttl, random);
+            for job in jobs {
+                job.run(&mut session)?;
+            }
+            Ok((session.into_effects(), purged))
+        })?;
+        if housekeeping {
+            // When there was more to forget than one batch may, the next one goes on.
+            let pause = if purged < MAX_PURGE { HOUSEKEEPING_EVERY } else { Duration::ZERO };
+            self.next_housekeeping = moment.monotonic + pause;
+            self.loads.drop_before_window(&mut self.load_minutes, minute_of(moment.now));
+        }
+        Ok(effects)
+    }
+
+    fn apply(&mut self, effects: Vec<Effect>) {
+        let metrics = &self.core.metrics;
+        for effect in effects {
+            match effect {
+                Effect::Put(entry) => {
+                    if entry.expired {
+                        self.leases.forget(&entry.standing.agent_id);
+                    } else {
+                        self.leases.watch(&entry.standing.agent_id, &entry.lease);
+                    }
+                    self.directory.put(entry);
+                }
+                Effect::Remove(id) => {
+                    self.leases.forget(&id);
+                    self.directory.remove(&id);
+                }
+                Effect::Observed { agent_id, success } => metrics.outcome_observed(agent_id.as_str(), success),
+                Effect::Recorded { provider, capability, currency, amount, at } => {
+                    metrics.recorded(capability.as_str(), currency.as_str(), amount);
+                    self.loads.add(&mut self.load_minutes, &provider, &capability, minute_of(at), 1);
+                }
+                Effect::Transitioned { from, to, capability, settled_after } => {
+                    metrics.transitioned(from, to);
+                    if to == crate::domain::TransactionStatus::Disputed {
+                        metrics.disputed(capability.as_str());
+                    }
+                    if let Some(duration) = settled_after {
+                        metrics.settled_after(duration);
+                    }
+                }
+            }
+        }
+        self.publish();
+    }
+
+    fn publish(&self) {
+        self.core.publish(View {
+            directory: self.directory.clone(),
+            loads: self.loads.clone(),
+            totals: *self.head.totals(),
+        });
+    }
+
+    /// Derives directory and loads from the store. Leases that run go on; an agent without one that is not marked
+    /// expired gets a fresh one.
+    fn rebuild(&mut self) -> Result<(), StoreError> {
+        let moment = self.core.moment();
+        let snapshot = self.core.store.snapshot()?;
+        let mut directory = Directory::default();
+        let mut leases = LeaseQueue::default();
+        let node_id = self.core.store.node_id();
+        snapshot.for_each_agent(|agent| {
+            let running = self.directory.get(&agent.agent_id).map(|entry| Arc::clone(&entry.lease));
+            let lease = match running {
+                _ if agent.expired => Arc::new(Lease::ended(agent.expires_at)),
+                Some(lease) => lease,
+                None => Arc::new(Lease::begin(moment, agent.ttl)),
+            };
+            if !agent.expired {
+                leases.watch(&agent.agent_id, &lease);
+            }
+            let local = agent.node_id == node_id;
+            directory.put(Entry::new(&agent, lease, local));
+        })?;
+        let (mut loads, mut minutes) = (Loads::default(), LoadMinutes::default());
+        snapshot.for_each_load(minute_of(moment.now).saturating_sub(WINDOW_MINUTES), |load| {
+            loads.add(&mut minutes, &load.provider, &load.capability, load.minute, load.count);
+        })?;
+        (self.directory, self.leases, self.loads, self.load_minutes) = (directory, leases, loads, minutes);
+        self.publish();
+        Ok(())
+    }
+
+    /// Reopens and verifies until the store takes writes again; whether the engine is to stop instead. Meanwhile every
+    /// command is answered with the cause.
+    fn recover(&mut self, mut cause: StoreError) -> bool {
+        tracing::error!(error = %cause, "a commit failed; nothing is acknowledged until the store is sound again");
+        let mut retry = Duration::ZERO;
+        loop {
+            self.core.set_failed(Some(Error::from(cause.clone())));
+            if self.answer_with_failure(&cause, retry) {
+                return true;
+            }
+            match self.try_recover() {
+                Ok(()) => {
+                    self.core.set_failed(None);
+                    tracing::info!("the store was reopened and verified; writes are taken again");
+                    return false;
+                }
+                Err(error) => {
+                    tracing::warn!(error = %error, "the store is not sound yet");
+                    cause = error;
+                }
+            }
+            retry = (retry * 2).clamp(FIRST_RETRY, LONGEST_RETRY);
+        }
+    }
+
+    fn try_recover(&mut self) -> Result<(), StoreError> {
+        let reopened = catch_unwind(AssertUnwindSafe(|| {
+            self.head = self.core.store.reopen()?;
+            self.rebuild()?;
+            self.core.store.probe()
+        }));
+        reopened.unwrap_or_else(|_| Err(StoreError::Damaged("reading the file panicked".to_owned())))
+    }
+
+    /// Answers commands for a while; whether the engine is to stop.
+    fn answer_with_failure(&self, cause: &StoreError, pause: Duration) -> bool {
+        let error = Error::from(cause.clone());
+        let until = Instant::now() + pause;
+        loop {
+            match self.messages.recv_deadline(until) {
+                Ok(Message::Run(job)) => job.finish(Some(&error), &self.core.metrics),
+                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return true,
+                Err(RecvTimeoutError::Timeout) => return false,
+            }
+        }
+    }
+}
+
+fn duration_micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,161 @@
+//! The server: accepting connections within a limit, and letting go of them at shutdown.
+//!
+//! Invariants: every connection is a task of its listener's task, which waits for it or ends it. Nothing that a client
+//! does, and no lack of descriptors, ends the accepting.
+
+mod connection;
+mod slots;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use self::connection::Connection;
+use self::slots::{Slots, allowed_connections};
+use super::gate::{OTHER, Peer};
+use super::problem::{Code, Problem};
+use super::router::router_within;
+use super::{Api, Limits};
+use crate::metrics::Metrics;
+
+/// How long accepting rests when the system refuses, for want of descriptors as a rule.
+const ACCEPT_REST: Duration = Duration::from_millis(50);
+/// How many surplus clients are told so at once; more are just let go.
+const POLITE_REFUSALS: usize = 32;
+
+/// Where connections come from.
+#[derive(Debug)]
+pub enum Listener {
+    /// TCP.
+    Tcp(TcpListener),
+    /// A Unix socket.
+    Unix(UnixListener),
+}
+
+/// Serves the API on all listeners until `shutdown` turns true or its sender is gone.
+///
+/// Then it stops accepting, lets running requests finish, closes idle connections, and returns when all are closed or
+/// [`Limits::shutdown_deadline`] has passed; what is still open then is cut off.
+pub async fn serve(listeners: Vec<Listener>, api: Api, shutdown: watch::Receiver<bool>, limits: Limits) {
+    let shared = Arc::new(Shared {
+        router: router_within(api.clone(), &limits),
+        metrics: api.metrics,
+        slots: Slots::new(limits.connections.unwrap_or_else(allowed_connections)),
+        refusals: Arc::new(Semaphore::new(POLITE_REFUSALS)),
+        limits,
+    });
+    let mut accepting = JoinSet::new();
+    for listener in listeners {
+        accepting.spawn(accept(listener, Arc::clone(&shared), shutdown.clone()));
+    }
+    while let Some(ended) = accepting.join_next().await {
+        if let Err(error) = ended {
+            tracing::error!(%error, "a listener's task failed");
+        }
+    }
+}
+
+/// What all connections share.
+struct Shared {
+    router: Router,
+    metrics: Metrics,
+    slots: Slots,
+    refusals: Arc<Semaphore>,
+    limits: Limits,
+}
+
+async fn accept(listener: Listener, shared: Arc<Shared>, shutdown: watch::Receiver<bool>) {
+    let mut stop = shutdown.clone();
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            biased;
+            () = stopped(&mut stop) => break,
+            accepted = accept_one(&listener) => match accepted {
+                Ok((stream, local)) => admit(stream, local, &shared, &shutdown, &mut connections),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    shared.slots.evict_oldest_idle();
+                    tokio::time::sleep(ACCEPT_REST).await;
+                }
+            },
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+        }
+    }
+    drop(listener);
+    let deadline = Instant::now() + shared.limits.shutdown_deadline;
+    while let Ok(Some(_)) = tokio::time::timeout_at(deadline, connections.join_next()).await {}
+    if !connections.is_empty() {
+        tracing::warn!(connections = connections.len(), "connections were cut off at shutdown");
+        connections.shutdown().await;
+    }
+}
+
+/// Waits for the server to stop; a sender that is gone is a stop too, since nobody could ask for one later.
+async fn stopped(shutdown: &mut watch::Receiver<bool>) {
+    // What comes back holds the channel's lock, and goes at once.
+    drop(shutdown.wait_for(|stop| *stop).await);
+}
+
+/// A stream of either kind.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+async fn accept_one(listener: &Listener) -> io::Result<(Box<dyn Stream>, Option<SocketAddr>)> {
+    match listener {
+        Listener::Tcp(listener) => {
+            let (stream, _) = listener.accept().await?;
+            // Answers are written whole; only slower without.
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(%error, "TCP_NODELAY was refused");
+            }
+            let local = stream.local_addr()?;
+            Ok((Box::new(stream), Some(local)))
+        }
+        Listener::Unix(listener) => {
+            let (stream, _) = listener.accept().await?;
+            Ok((Box::new(stream), None))
+        }
+    }
+}
+
+fn admit(
+    stream: Box<dyn Stream>,
+    local: Option<SocketAddr>,
+    shared: &Arc<Shared>,
+    shutdown: &watch::Receiver<bool>,
+    connections: &mut JoinSet<()>,
+) {
+    let Some(slot) = shared.slots.take() else {
+        let problem = Problem::new(Code::Overloaded, "all connections are busy; try again shortly");
+        shared.metrics.http_request(OTHER, OTHER, problem.status().as_u16(), Duration::ZERO);
+        if let Ok(permit) = Arc::clone(&shared.refusals).try_acquire_owned() {
+            connections.spawn(async move {
+                connection::refuse(stream, &problem).await;
+                drop(permit);
+            });
+        }
+        return;
+    };
+    let connection = Connection {
+        router: shared.router.clone(),
+        metrics: shared.metrics.clone(),
+        limits: shared.limits.clone(),
+        peer: Arc::new(Peer::new(local)),
+        slot,
+        shutdown: shutdown.clone(),
+    };
+    connections.spawn(connection.run(stream));
+}

@@ -1,0 +1,5 @@
+//! The `tradepost` binary.
+
+fn main() -> std::process::ExitCode {
+    tradepost::cli::main()
+}

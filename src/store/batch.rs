@@ -1,0 +1,450 @@
+//! One write transaction: reads what decisions need, takes what was decided, keeps every index and counter in step.
+//!
+//! A batch applies changes that were decided already; nothing in here refuses. An error means that the disk failed or
+//! the file is damaged, and the whole batch is dropped.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use redb::{ReadableTable, Table, WriteTransaction};
+
+use super::codec;
+use super::error::StoreError;
+use super::query;
+use super::records::{AgentV1, BalanceV1, ReceiptV1, TombstoneV1, TotalsV1, TransactionV1, status_code};
+use super::tables::{self, LoadKey, OPEN_SCOPE, Roles, Tally, TxKey, id_key, index_key, minute_of};
+use super::{Head, log};
+use crate::domain::fold::{Fold, fold};
+use crate::domain::{
+    Agent, AgentId, Capability, Currency, Event, EventBody, Facts, NodeId, Timestamp, TransactionId, TransactionStatus,
+};
+
+type Bytes = &'static [u8];
+
+/// A write transaction in the making.
+pub struct Batch<'t> {
+    node_id: NodeId,
+    head: Head,
+    log: Table<'t, u64, Bytes>,
+    transactions: Table<'t, &'static [u8; 12], Bytes>,
+    ids: Table<'t, Bytes, &'static [u8; 12]>,
+    index: Table<'t, &'static [u8; 16], u8>,
+    tallies: Table<'t, Bytes, Bytes>,
+    numbers: Table<'t, &'static str, u32>,
+    agents: Table<'t, &'static str, Bytes>,
+    changes: Table<'t, u64, &'static str>,
+    tombstones: Table<'t, &'static str, Bytes>,
+    receipts: Table<'t, &'static [u8; 16], Bytes>,
+    receipt_ages: Table<'t, &'static [u8; 24], ()>,
+    totals_before: TotalsV1,
+    changed: bool,
+    // Counters that many commands of one batch touch are written once, at its end.
+    known_numbers: HashMap<AgentId, u32>,
+    balances: HashMap<(u32, Currency), BalanceV1>,
+    loads: HashMap<(u32, u32, Capability), u32>,
+}
+
+/// A transaction with all its events.
+#[derive(Debug, Clone)]
+pub struct StoredTransaction {
+    key: TxKey,
+    row: TransactionV1,
+    events: Vec<Event>,
+    /// What the events fold to.
+    pub fold: Fold,
+}
+
+/// Whether a change of an agent is news for the registry of other nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Publish {
+    /// It is: the agent moves to the end of the agent changes.
+    Yes,
+    /// It is not, such as an expiry, which every node sees for itself.
+    No,
+}
+
+impl<'t> Batch<'t> {
+    pub(super) fn open(transaction: &'t WriteTransaction, node_id: NodeId, head: Head) -> Result<Self, StoreError> {
+        Ok(Self {
+            node_id,
+            totals_before: head.totals,
+            changed: false,
+            head,
+            log: transaction.open_table(tables::LEDGER_LOG)?,
+            transactions: transaction.open_table(tables::TRANSACTIONS)?,
+            ids: transaction.open_table(tables::TRANSACTION_IDS)?,
+            index: transaction.open_table(tables::TRANSACTION_INDEX)?,
+            tallies: transaction.open_table(tables::TALLIES)?,
+            numbers: transaction.open_table(tables::AGENT_NUMBERS)?,
+            agents: transaction.open_table(tables::AGENTS)?,
+            changes: transaction.open_table(tables::AGENT_CHANGES)?,
+            tombstones: transaction.open_table(tables::TOMBSTONES)?,
+            receipts: transaction.open_table(tables::RECEIPTS)?,
+            receipt_ages: transaction.open_table(tables::RECEIPT_AGES)?,
+            known_numbers: HashMap::new(),
+            balances: HashMap::new(),
+            loads: HashMap::new(),
+        })
+    }
+
+    /// Creates every table, so that readers find them.
+    pub(super) fn create_tables(transaction: &WriteTransaction) -> Result<(), StoreError> {
+        Batch::open(transaction, NodeId::from_bytes([0; 16]), Head::empty()).map(drop)
+    }
+
+    /// Whether anything is to be committed.
+    pub(super) fn is_changed(&self) -> bool {
+        self.changed
+    }
+
+    /// Writes the counters; what the next batch continues from.
+    pub(super) fn finish(mut self) -> Result<Head, StoreError> {
+        for ((agent, currency), balance) in &self.balances {
+            let key = Tally::Balance { agent: *agent, currency }.to_bytes();
+            self.tallies.insert(key.as_slice(), codec::encode(balance).as_slice())?;
+        }
+        for ((minute, provider, capability), count) in &self.loads {
+            let load = LoadKey { minute: *minute, provider: *provider, capability: capability.as_str() };
+            self.tallies.insert(Tally::Load(load).to_bytes().as_slice(), count.to_le_bytes().as_slice())?;
+        }
+        if self.head.totals != self.totals_before {
+            self.tallies.insert(Tally::Totals.to_bytes().as_slice(), codec::encode(&self.head.totals).as_slice())?;
+        }
+        Ok(self.head)
+    }
+
+    /// This store's node.
+    pub fn node_id(&self) -> NodeId {
+        self.node_id
+    }
+
+    /// A revision that no deleted agent has passed.
+    pub fn revision_floor(&self) -> u64 {
+        self.head.totals.revision_floor
+    }
+
+    // --- agents ---
+
+    /// A stored agent.
+    pub fn agent(&self, id: &AgentId) -> Result<Option<Agent>, StoreError> {
+        self.stored_agent(id)?.map(AgentV1::into_domain).transpose()
+    }
+
+    fn stored_agent(&self, id: &AgentId) -> Result<Option<AgentV1>, StoreError> {
+        self.agents.get(id.as_str())?.map(|row| codec::decode(row.value())).transpose()
+    }
+
+    /// Writes an agent, new or changed.
+    pub fn put_agent(&mut self, agent: &Agent, publish: Publish) -> Result<(), StoreError> {
+        self.changed = true;
+        let id = agent.agent_id.as_str();
+        let previous = match self.stored_agent(&agent.agent_id)?.map(|stored| stored.change_seq) {
+            Some(seq) => Some(seq),
+            None => {
+                self.head.totals.agents += 1;
+                self.take_tombstone(id)?
+            }
+        };
+        let change_seq = match (publish, previous) {
+            (Publish::No, Some(seq)) => seq,
+            _ => self.next_change(id, previous)?,
+        };
+        self.agents.insert(id, codec::encode(&AgentV1::from_domain(agent, change_seq)).as_slice())?;
+        Ok(())
+    }
+
+    /// Deletes an agent and keeps a tombstone for as long as its lease could run elsewhere.
+    pub fn remove_agent(&mut self, agent: &Agent, now: Timestamp) -> Result<(), StoreError> {
+        self.changed = true;
+        let id = agent.agent_id.as_str();
+        let previous = self.stored_agent(&agent.agent_id)?.map(|stored| stored.change_seq);
+        let change_seq = self.next_change(id, previous)?;
+        let tombstone = TombstoneV1 {
+            revision: agent.revision,
+            deleted_at: now,
+            keep_until: now.after(agent.ttl.duration()),
+            change_seq,
+        };
+        self.tombstones.insert(id, codec::encode(&tombstone).as_slice())?;
+        if self.agents.remove(id)?.is_some() {
+            self.head.totals.agents -= 1;
+        }
+        let floor = &mut self.head.totals.revision_floor;
+        *floor = (*floor).max(agent.revision);
+        Ok(())
+    }
+
+    /// Forgets at most `limit` tombstones whose time has passed.
+    pub fn purge_tombstones(&mut self, now: Timestamp, limit: usize) -> Result<usize, StoreError> {
+        let mut due = Vec::new();
+        for entry in self.tombstones.iter()? {
+            let (id, row) = entry?;
+            if codec::decode::<TombstoneV1>(row.value())?.keep_until <= now {
+                due.push(id.value().to_owned());
+                if due.len() == limit {
+                    break;
+                }
+            }
+        }
+        self.changed |= !due.is_empty();
+        for id in &due {
+            if let Some(seq) = self.take_tombstone(id)? {
+                self.changes.remove(seq)?;
+            }
+        }
+        Ok(due.len())
+    }
+
+    fn take_tombstone(&mut self, id: &str) -> Result<Option<u64>, StoreError> {
+        let Some(row) = self.tombstones.remove(id)? else { return Ok(None) };
+        Ok(Some(codec::decode::<TombstoneV1>(row.value())?.change_seq))
+    }
+
+    fn next_change(&mut self, id: &str, previous: Option<u64>) -> Result<u64, StoreError> {
+        if let Some(previous) = previous {
+            self.changes.remove(previous)?;
+        }
+        self.head.totals.change_seq += 1;
+        let seq = self.head.totals.change_seq;
+        self.changes.insert(seq, id)?;
+        Ok(seq)
+    }
+
+    // --- ledger ---
+
+    /// A stored transaction with its events.
+    pub fn transaction(&self, id: &TransactionId) -> Result<Option<StoredTransaction>, StoreError> {
+        let Some(key) = self.ids.get(id_key(id).as_slice())?.map(|key| TxKey::from_bytes(key.value())) else {
+            return Ok(None);
+        };
+        let row = query::row(&self.transactions, key)?;
+        let events = row.events.iter().map(|seq| log::read(&self.log, *seq)).collect::<Result<Vec<_>, _>>()?;
+        let fold = fold_of(&events)?;
+        Ok(Some(StoredTransaction { key, row, events, fold }))
+    }
+
+    /// The time to record a transaction at: now, and after the newest one unless the clock went back by more than a
+    /// second, so that transactions of one node hardly ever share a microsecond.
+    pub fn recording_time(&self, now: Timestamp) -> Timestamp {
+        match self.head.newest_created {
+            Some(newest) if newest >= now && newest.as_micros() - now.as_micros() < 1_000_000 => {
+                Timestamp::from_micros(newest.as_micros() + 1)
+            }
+            _ => now,
+        }
+    }
+
+    /// Appends the `recorded` event of a transaction that is not stored yet.
+    pub fn record(&mut self, event: &Event) -> Result<(), StoreError> {
+        let EventBody::Recorded(facts) = &event.body else {
+            unreachable!("only a recorded event starts a transaction");
+        };
+        let payer = self.agent_number(&facts.payer_agent)?;
+        let provider = self.agent_number(&facts.provider_agent)?;
+        let seq = self.append(event)?;
+        let key = self.free_key(event.at)?;
+        let row = TransactionV1::new(payer, provider, event.at, seq);
+        self.transactions.insert(&key.to_bytes(), codec::encode(&row).as_slice())?;
+        if self.ids.insert(id_key(&event.transaction_id).as_slice(), &key.to_bytes())?.is_some() {
+            return Err(StoreError::Damaged(format!("transaction {} was recorded twice", event.transaction_id)));
+        }
+        let pending = TransactionStatus::Pending;
+        self.index.insert(&index_key(OPEN_SCOPE, key), status_code(pending))?;
+        if payer == provider {
+            self.index.insert(&index_key(payer, key), Roles::PAYER.both(Roles::PROVIDER).0)?;
+        } else {
+            self.index.insert(&index_key(payer, key), Roles::PAYER.0)?;
+            self.index.insert(&index_key(provider, key), Roles::PROVIDER.0)?;
+        }
+        *self.head.totals.of(pending) += 1;
+        self.move_amounts(&row, facts, None, Some(pending))?;
+        self.count_load(event.at, provider, &facts.capability)?;
+        self.head.newest_created = self.head.newest_created.max(Some(key.created_at));
+        Ok(())
+    }
+
+    /// Appends a further event to a transaction; what it folds to from here on.
+    pub fn decide(&mut self, mut stored: StoredTransaction, event: Event) -> Result<Fold, StoreError> {
+        let before = stored.fold.status;
+        let seq = self.append(&event)?;
+        stored.row.events.push(seq);
+        stored.events.push(event);
+        let fold = fold_of(&stored.events)?;
+        let after = fold.status;
+        stored.row.set_status(after);
+        stored.row.updated_at = fold.updated_at;
+        stored.row.settled_at = fold.settled_at;
+        stored.row.has_evidence = !fold.evidence.is_empty();
+        self.transactions.insert(&stored.key.to_bytes(), codec::encode(&stored.row).as_slice())?;
+        if before != after {
+            let open = index_key(OPEN_SCOPE, stored.key);
+            if after.is_open() {
+                self.index.insert(&open, status_code(after))?;
+            } else {
+                self.index.remove(&open)?;
+            }
+            *self.head.totals.of(before) -= 1;
+            *self.head.totals.of(after) += 1;
+            self.move_amounts(&stored.row, &fold.facts, Some(before), Some(after))?;
+        }
+        Ok(fold)
+    }
+
+    fn append(&mut self, event: &Event) -> Result<u64, StoreError> {
+        self.changed = true;
+        self.head.totals.events += 1;
+        log::append(&mut self.log, &mut self.head.log, event)
+    }
+
+    fn free_key(&self, created_at: Timestamp) -> Result<TxKey, StoreError> {
+        let first = TxKey::first_at(created_at);
+        if self.head.newest_created.is_none_or(|newest| newest < created_at) {
+            return Ok(first);
+        }
+        let last = TxKey { created_at, tie: u32::MAX };
+        let taken =
+            self.transactions.range::<&[u8; 12]>(&first.to_bytes()..=&last.to_bytes())?.next_back().transpose()?;
+        Ok(taken.map_or(first, |(key, _)| TxKey { created_at, tie: TxKey::from_bytes(key.value()).tie + 1 }))
+    }
+
+    fn agent_number(&mut self, id: &AgentId) -> Result<u32, StoreError> {
+        if let Some(number) = self.known_numbers.get(id) {
+            return Ok(*number);
+        }
+        let stored = self.numbers.get(id.as_str())?.map(|number| number.value());
+        let number = match stored {
+            Some(number) => number,
+            None => {
+                self.head.totals.numbered_agents += 1;
+                self.numbers.insert(id.as_str(), self.head.totals.numbered_agents)?;
+                self.head.totals.numbered_agents
+            }
+        };
+        self.known_numbers.insert(id.clone(), number);
+        Ok(number)
+    }
+
+    fn move_amounts(
+        &mut self,
+        row: &TransactionV1,
+        facts: &Facts,
+        from: Option<TransactionStatus>,
+        to: Option<TransactionStatus>,
+    ) -> Result<(), StoreError> {
+        for (agent, is_payer) in [(row.payer, true), (row.provider, false)] {
+            let balance = self.balance_mut(agent, &facts.currency)?;
+            let side = if is_payer { &mut balance.paid } else { &mut balance.earned };
+            if let Some(total) = from.and_then(|status| side.of(status)) {
+                total.subtract(facts.amount);
+            }
+            if let Some(total) = to.and_then(|status| side.of(status)) {
+                total.add(facts.amount);
+            }
+        }
+        Ok(())
+    }
+
+    fn balance_mut(&mut self, agent: u32, currency: &Currency) -> Result<&mut BalanceV1, StoreError> {
+        use std::collections::hash_map::Entry;
+        match self.balances.entry((agent, currency.clone())) {
+            Entry::Occupied(entry) => Ok(entry.into_mut()),
+            Entry::Vacant(entry) => {
+                let stored = self.tallies.get(Tally::Balance { agent, currency }.to_bytes().as_slice())?;
+                let balance = stored.map(|row| codec::decode(row.value())).transpose()?.unwrap_or_default();
+                Ok(entry.insert(balance))
+            }
+        }
+    }
+
+    fn count_load(&mut self, at: Timestamp, provider: u32, capability: &Capability) -> Result<(), StoreError> {
+        let minute = minute_of(at);
+        let key = (minute, provider, capability.clone());
+        if !self.loads.contains_key(&key) {
+            let load = LoadKey { minute, provider, capability: capability.as_str() };
+            let stored = self.tallies.get(Tally::Load(load).to_bytes().as_slice())?;
+            self.loads.insert(key.clone(), stored.map_or(Ok(0), |row| query::load_count(row.value()))?);
+        }
+        *self.loads.get_mut(&key).expect("inserted above") += 1;
+        Ok(())
+    }
+
+    /// Forgets at most `limit` load counts of minutes before `minute`.
+    pub fn purge_loads(&mut self, minute: u32, limit: usize) -> Result<usize, StoreError> {
+        let range = Tally::loads_from(0)..Tally::loads_from(minute);
+        let due = self
+            .tallies
+            .range(range.start.as_slice()..range.end.as_slice())?
+            .take(limit)
+            .map(|entry| entry.map(|(key, _)| key.value().to_vec()))
+            .collect::<Result<Vec<_>, _>>()?;
+        self.changed |= !due.is_empty();
+        for key in &due {
+            self.tallies.remove(key.as_slice())?;
+        }
+        Ok(due.len())
+    }
+
+    // --- receipts ---
+
+    /// What is remembered of an idempotency key.
+    pub fn receipt(&self, key: &str) -> Result<Option<ReceiptV1>, StoreError> {
+        self.receipts.get(&tables::receipt_key(key))?.map(|row| codec::decode(row.value())).transpose()
+    }
+
+    /// Remembers an idempotency key.
+    pub fn put_receipt(&mut self, key: &str, receipt: &ReceiptV1) -> Result<(), StoreError> {
+        self.changed = true;
+        let key = tables::receipt_key(key);
+        self.receipts.insert(&key, codec::encode(receipt).as_slice())?;
+        self.receipt_ages.insert(&tables::receipt_age_key(receipt.at, &key), ())?;
+        Ok(())
+    }
+
+    /// Forgets at most `limit` idempotency keys that were used before `before`.
+    pub fn purge_receipts(&mut self, before: Timestamp, limit: usize) -> Result<usize, StoreError> {
+        let first = [0; 24];
+        let end = tables::receipt_age_key(before, &[0; 16]);
+        let due = self
+            .receipt_ages
+            .range::<&[u8; 24]>(&first..&end)?
+            .take(limit)
+            .map(|entry| entry.map(|(key, _)| *key.value()))
+            .collect::<Result<Vec<_>, _>>()?;
+        self.changed |= !due.is_empty();
+        for age in &due {
+            let key: &[u8; 16] = age[8..].try_into().expect("24 bytes less 8 are 16");
+            self.receipts.remove(key)?;
+            self.receipt_ages.remove(age)?;
+        }
+        Ok(due.len())
+    }
+}
+
+impl Head {
+    pub(super) fn empty() -> Self {
+        Self { log: log::LogHead::default(), totals: TotalsV1::default(), newest_created: None }
+    }
+
+    /// The counters of the whole store as of the last commit.
+    pub fn totals(&self) -> &TotalsV1 {
+        &self.totals
+    }
+}
+
+impl StoredTransaction {
+    /// The status as it is stored.
+    pub fn status(&self) -> TransactionStatus {
+        self.fold.status
+    }
+
+    /// The facts.
+    pub fn facts(&self) -> &Arc<Facts> {
+        &self.fold.facts
+    }
+}
+
+fn fold_of(events: &[Event]) -> Result<Fold, StoreError> {
+    let facts = events.first().map(|event| event.facts).unwrap_or_default();
+    fold(&facts, events)
+        .ok_or_else(|| StoreError::Damaged("a transaction's events do not begin with a recorded one".to_owned()))
+}

@@ -1,0 +1,43 @@
+//! How a record becomes bytes: one version byte, then the payload in bincode's standard encoding.
+//!
+//! This is the only file that knows bincode. The crate is no longer maintained; the wire format outlives it, and a
+//! test shows that `wincode` reads the same bytes. A changed record is a new version with a new struct: appending even
+//! an `Option` would break what is stored.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::error::StoreError;
+
+/// The largest record, in bytes: a transaction's facts with 64 KiB of context come to about 70 KiB.
+const MAX_RECORD_BYTES: usize = 8 * 1024 * 1024;
+
+/// A record that can be stored: a version and a name for error messages.
+pub trait Record: Serialize + DeserializeOwned {
+    /// The version byte that stands before this shape.
+    const VERSION: u8;
+    /// What the record is called in error messages.
+    const NAME: &'static str;
+}
+
+/// The stored form.
+pub fn encode<R: Record>(record: &R) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(256);
+    bytes.push(R::VERSION);
+    bincode::serde::encode_into_std_write(record, &mut bytes, bincode::config::standard())
+        .expect("records hold only sized data, and a Vec takes every write");
+    bytes
+}
+
+/// Reads the stored form; anything but exactly one record of the known version is damage.
+pub fn decode<R: Record>(bytes: &[u8]) -> Result<R, StoreError> {
+    let damaged = |what: String| StoreError::Damaged(format!("{} record: {what}", R::NAME));
+    let (version, payload) = bytes.split_first().ok_or_else(|| damaged("empty".into()))?;
+    if *version != R::VERSION {
+        return Err(damaged(format!("version {version}, but only {} is known", R::VERSION)));
+    }
+    let config = bincode::config::standard().with_limit::<MAX_RECORD_BYTES>();
+    let (record, read) =
+        bincode::serde::decode_from_slice(payload, config).map_err(|error| damaged(error.to_string()))?;
+    if read == payload.len() { Ok(record) } else { Err(damaged(format!("{} stray bytes", payload.len() - read))) }
+}

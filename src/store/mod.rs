@@ -1,0 +1,353 @@
+//! The store: one redb file that holds the registry, the ledger and its log.
+//!
+//! One [`Batch`] of decided changes is one durable redb transaction; a [`Snapshot`] reads one state of it. The store
+//! knows no clock, no threads and no policy. It never answers from a file that it has found damaged, and it never puts
+//! an empty store in the place of one.
+//!
+//! Deliberately absent: retries. After a failed write the outcome is unknown and redb refuses further writes; whoever
+//! owns the store calls [`Store::reopen`].
+
+mod backend;
+mod batch;
+mod codec;
+mod error;
+mod file;
+mod log;
+mod query;
+mod records;
+mod snapshot;
+mod tables;
+mod verify;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwapOption;
+use rand::Rng;
+use redb::{Database, Durability, ReadableDatabase, StorageBackend};
+
+pub use batch::{Batch, Publish, StoredTransaction};
+pub use error::{OpenError, StoreError};
+pub use file::create_directory;
+pub use query::{Position, TransactionFilter, TransactionPage};
+pub use records::{BalanceSideV1 as BalanceSide, BalanceV1 as Balance, ReceiptV1 as Receipt, TotalsV1 as Totals};
+pub use snapshot::{Load, Snapshot};
+pub use tables::minute_of;
+pub use verify::{VerifyReport, verify};
+
+use self::backend::{Revocable, Revoker};
+use self::log::LogHead;
+use self::tables::meta;
+use crate::domain::{NodeId, Timestamp};
+
+/// The format that this version writes, and the newest that it reads.
+pub const FORMAT: u32 = 1;
+/// The name of the file in a data directory.
+pub const FILE_NAME: &str = "tradepost.redb";
+/// How much a probe writes: enough that a disk with room for a page or two does not pass for one with room.
+const PROBE_BYTES: usize = 256 * 1024;
+/// How much of the file redb keeps in memory.
+const CACHE_BYTES: usize = 32 * 1024 * 1024;
+
+/// An open store.
+#[derive(Debug)]
+pub struct Store {
+    // Both are gone once the store is closed, and with the backend the lock on the file.
+    backend: Mutex<Option<Arc<dyn StorageBackend>>>,
+    opened: ArcSwapOption<Opened>,
+    path: Option<PathBuf>,
+    node_id: NodeId,
+}
+
+#[derive(Debug)]
+struct Opened {
+    database: Database,
+    revoker: Revoker,
+}
+
+/// What the next batch continues from; known after opening and after every commit.
+#[derive(Debug, Clone)]
+pub struct Head {
+    log: LogHead,
+    totals: Totals,
+    newest_created: Option<Timestamp>,
+}
+
+impl Store {
+    /// Opens the file at `path`, creating it (and its directory) if it does not exist.
+    pub fn open_file(path: &Path, random: &mut dyn Rng) -> Result<(Self, Head), OpenError> {
+        file::create_if_missing(path, |locked| {
+            let (store, _) = Self::open_backend(locked.backend, Some(path.to_owned()), random)?;
+            store.close();
+            Ok(())
+        })?;
+        Self::open_backend(file::open_existing(path)?.backend, Some(path.to_owned()), random)
+    }
+
+    /// A store that is gone with the process.
+    pub fn open_memory(random: &mut dyn Rng) -> Result<(Self, Head), OpenError> {
+        Self::open_backend(Arc::new(redb::backends::InMemoryBackend::new()), None, random)
+    }
+
+    /// Opens over any backend; an empty one is made into a new store. `path` is for messages.
+    pub fn open_backend(
+        backend: Arc<dyn StorageBackend>,
+        path: Option<PathBuf>,
+        random: &mut dyn Rng,
+    ) -> Result<(Self, Head), OpenError> {
+        let shown = path.clone().unwrap_or_else(|| PathBuf::from("memory"));
+        let fail = |error: StoreError| open_error(&shown, error);
+        let is_new = backend.len().map_err(|error| fail(error.into()))? == 0;
+        let opened = open_database(&backend, false).map_err(fail)?;
+        if is_new {
+            initialise(&opened.database, random).map_err(fail)?;
+        }
+        let (node_id, head) = guarded(|| read_head(&opened.database)).map_err(|error| head_error(&shown, error))?;
+        let opened = ArcSwapOption::new(Some(Arc::new(opened)));
+        Ok((Self { backend: Mutex::new(Some(backend)), opened, path, node_id }, head))
+    }
+
+    /// This store's node.
+    pub fn node_id(&self) -> NodeId {
+        self.node_id
+    }
+
+    /// Where the file is; `None` for other backends.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// The length of the file, in bytes.
+    pub fn bytes(&self) -> Result<u64, StoreError> {
+        Ok(self.backend()?.len()?)
+    }
+
+    /// One state of the store, for reading. A held snapshot keeps its pages from being reused.
+    pub fn snapshot(&self) -> Result<Snapshot, StoreError> {
+        let opened = self.opened.load();
+        let opened = opened.as_ref().ok_or(StoreError::Closed)?;
+        Ok(Snapshot::new(opened.database.begin_read()?))
+    }
+
+    /// Collects changes and commits them durably, all or none. When `changes` fails, nothing is written.
+    ///
+    /// # Errors
+    ///
+    /// After an error the outcome is unknown (the commit may be on disk) and the store takes no further writes until
+    /// [`reopen`](Self::reopen).
+    pub fn write<R>(
+        &self,
+        head: &mut Head,
+        changes: impl FnOnce(&mut Batch<'_>) -> Result<R, StoreError>,
+    ) -> Result<R, StoreError> {
+        let opened = self.opened.load();
+        let opened = opened.as_ref().ok_or(StoreError::Closed)?;
+        guarded(|| {
+            let mut transaction = opened.database.begin_write()?;
+            transaction
+                .set_durability(Durability::Immediate)
+                .map_err(|error| StoreError::Damaged(format!("durable commits are refused: {error}")))?;
+            let mut batch = Batch::open(&transaction, self.node_id, head.clone())?;
+            let result = changes(&mut batch)?;
+            if !batch.is_changed() {
+                // Refusals and idle housekeeping cost no sync.
+                drop(batch);
+                transaction.abort()?;
+                return Ok(result);
+            }
+            let after = batch.finish()?;
+            transaction.commit()?;
+            *head = after;
+            Ok(result)
+        })
+    }
+
+    /// Writes, syncs and removes a row of [`PROBE_BYTES`], to find out whether the disk takes writes.
+    pub fn probe(&self) -> Result<(), StoreError> {
+        let opened = self.opened.load();
+        let opened = opened.as_ref().ok_or(StoreError::Closed)?;
+        for fill in [true, false] {
+            let transaction = opened.database.begin_write()?;
+            {
+                let mut table = transaction.open_table(tables::META)?;
+                if fill {
+                    table.insert(meta::PROBE, vec![0xa5; PROBE_BYTES].as_slice())?;
+                } else {
+                    table.remove(meta::PROBE)?;
+                }
+            }
+            transaction.commit()?;
+        }
+        Ok(())
+    }
+
+    /// Throws the open database away and opens the file anew, checking every page's checksum. Snapshots of the old
+    /// one fail from here on.
+    pub fn reopen(&self) -> Result<Head, StoreError> {
+        if let Some(old) = self.opened.swap(None) {
+            old.revoker.revoke();
+        }
+        let opened = open_database(&self.backend()?, true)?;
+        let (node_id, head) = guarded(|| read_head(&opened.database)).map_err(|error| match error {
+            HeadError::Newer(found) => StoreError::Damaged(format!("its format turned to {found}")),
+            HeadError::Store(error) => error,
+        })?;
+        if node_id != self.node_id {
+            return Err(StoreError::Damaged("it is another node's file now".to_owned()));
+        }
+        self.opened.store(Some(Arc::new(opened)));
+        Ok(head)
+    }
+
+    /// Closes the file and lets go of its lock. Snapshots that are still held fail from here on, and keep the lock
+    /// until they are dropped.
+    pub fn close(&self) {
+        if let Some(opened) = self.opened.swap(None) {
+            // The last owner drops the database, which writes what makes the next opening quick; a reader that is under
+            // way would do so too late.
+            if let Err(shared) = Arc::try_unwrap(opened) {
+                shared.revoker.revoke();
+            }
+        }
+        self.backend.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    fn backend(&self) -> Result<Arc<dyn StorageBackend>, StoreError> {
+        self.backend.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(StoreError::Closed)
+    }
+}
+
+/// What compacting a file came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CompactReport {
+    /// The file's length before, in bytes.
+    pub before_bytes: u64,
+    /// And after.
+    pub after_bytes: u64,
+}
+
+/// Shrinks the file of a stopped store.
+pub fn compact(path: &Path) -> Result<CompactReport, OpenError> {
+    let fail = |error: StoreError| open_error(path, error);
+    let (mut opened, backend) = open_stopped(path)?;
+    let before_bytes = backend.len().map_err(|error| fail(error.into()))?;
+    guarded(|| {
+        // Each pass moves what the last one freed; it says whether another may help.
+        while opened.database.compact().map_err(|error| match error {
+            redb::CompactionError::Storage(error) => StoreError::from(error),
+            other => StoreError::Damaged(other.to_string()),
+        })? {}
+        Ok(())
+    })
+    .map_err(fail)?;
+    drop(opened);
+    let after_bytes = backend.len().map_err(|error| fail(error.into()))?;
+    Ok(CompactReport { before_bytes, after_bytes })
+}
+
+/// Opens the file of a stopped store for work on the whole of it.
+fn open_stopped(path: &Path) -> Result<(Opened, Arc<dyn StorageBackend>), OpenError> {
+    let backend = file::open_existing(path)?.backend;
+    let opened = open_database(&backend, false).map_err(|error| open_error(path, error))?;
+    guarded(|| read_head(&opened.database)).map_err(|error| head_error(path, error))?;
+    Ok((opened, backend))
+}
+
+fn open_database(backend: &Arc<dyn StorageBackend>, check: bool) -> Result<Opened, StoreError> {
+    let (revocable, revoker) = Revocable::new(Arc::clone(backend));
+    let database = guarded(|| {
+        let database = Database::builder()
+            .set_cache_size(CACHE_BYTES)
+            .set_check_integrity_on_open(check)
+            .create_with_backend(revocable)?;
+        Ok::<_, StoreError>(database)
+    })?;
+    Ok(Opened { database, revoker })
+}
+
+/// redb may panic on a file that was altered behind its back; to a caller that is damage like any other.
+fn guarded<T, E: From<StoreError>>(work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("no message");
+        Err(StoreError::Damaged(format!("reading it made no sense: {text}")).into())
+    })
+}
+
+fn initialise(database: &Database, random: &mut dyn Rng) -> Result<(), StoreError> {
+    let mut bytes = [0; 16];
+    random.fill_bytes(&mut bytes);
+    let transaction = database.begin_write()?;
+    {
+        let mut table = transaction.open_table(tables::META)?;
+        table.insert(meta::FORMAT, FORMAT.to_le_bytes().as_slice())?;
+        table.insert(meta::NODE_ID, bytes.as_slice())?;
+        Batch::create_tables(&transaction)?;
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+enum HeadError {
+    Newer(u32),
+    Store(StoreError),
+}
+
+impl<E: Into<StoreError>> From<E> for HeadError {
+    fn from(error: E) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+fn read_head(database: &Database) -> Result<(NodeId, Head), HeadError> {
+    let transaction = database.begin_read()?;
+    let table = match transaction.open_table(tables::META) {
+        Err(redb::TableError::TableDoesNotExist(_)) => {
+            return Err(StoreError::Damaged("it is a redb file, but not one of tradepost's".to_owned()).into());
+        }
+        other => other?,
+    };
+    let field = |name: &'static str| -> Result<Vec<u8>, StoreError> {
+        let row = table.get(name)?.ok_or_else(|| StoreError::Damaged(format!("meta record `{name}` is missing")))?;
+        Ok(row.value().to_vec())
+    };
+    let malformed = |name: &str| StoreError::Damaged(format!("meta record `{name}` is malformed"));
+    let format = field(meta::FORMAT)?.try_into().map(u32::from_le_bytes).map_err(|_| malformed(meta::FORMAT))?;
+    if format > FORMAT {
+        return Err(HeadError::Newer(format));
+    }
+    let node_id = field(meta::NODE_ID)?.try_into().map(NodeId::from_bytes).map_err(|_| malformed(meta::NODE_ID))?;
+    let snapshot = Snapshot::new(transaction);
+    let head = Head {
+        log: snapshot.log_head()?,
+        totals: snapshot.totals()?,
+        newest_created: snapshot.newest_transaction()?.map(|key| key.created_at),
+    };
+    Ok((node_id, head))
+}
+
+fn head_error(path: &Path, error: HeadError) -> OpenError {
+    match error {
+        HeadError::Newer(found) => OpenError::Newer { path: path.to_owned(), found, known: FORMAT },
+        HeadError::Store(error) => open_error(path, error),
+    }
+}
+
+fn open_error(path: &Path, error: StoreError) -> OpenError {
+    let path = path.to_owned();
+    match error {
+        StoreError::Damaged(reason) => OpenError::Damaged { path, reason },
+        StoreError::NoSpace(source) | StoreError::Io(source) => match source.kind() {
+            // This is how redb says that a file is not one of its own.
+            std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof => {
+                OpenError::Damaged { path, reason: source.to_string() }
+            }
+            kind => OpenError::Io { path, source: std::io::Error::new(kind, source.to_string()) },
+        },
+        StoreError::Closed => OpenError::Damaged { path, reason: "it closed while it was opened".to_owned() },
+    }
+}

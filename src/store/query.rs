@@ -1,0 +1,342 @@
+//! Pages of transactions: which index to walk, and how far.
+//!
+//! A page reads at most [`MAX_READ`] entries, whatever matches. Entries of one microsecond are put into the order of
+//! their ids before they are filtered, so that a page may begin after any entry.
+
+use redb::{ReadableTable, StorageError};
+
+use super::codec;
+use super::error::StoreError;
+use super::log;
+use super::records::{TransactionV1, status_of};
+use super::snapshot::Snapshot;
+use super::tables::{self, OPEN_SCOPE, Roles, TxKey, index_key, index_target};
+use crate::domain::transaction::Finality;
+use crate::domain::{
+    AgentId, Capability, Event, EventBody, Role, Timestamp, Transaction, TransactionId, TransactionStatus,
+};
+
+/// The most entries that are read for one page.
+pub const MAX_READ: usize = 10_000;
+
+/// Which transactions, and in what order.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct TransactionFilter {
+    /// With this agent as a party.
+    pub agent: Option<AgentId>,
+    /// With that agent in this role; without an agent it filters nothing.
+    pub role: Option<Role>,
+    /// With this status.
+    pub status: Option<TransactionStatus>,
+    /// For this capability.
+    pub capability: Option<Capability>,
+    /// Created at or after.
+    pub since: Option<Timestamp>,
+    /// Created before.
+    pub until: Option<Timestamp>,
+    /// Newest first.
+    pub descending: bool,
+}
+
+/// A place in the order of creation and id.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// When the transaction there was created.
+    pub created_at: Timestamp,
+    /// Its id.
+    pub transaction_id: TransactionId,
+}
+
+/// Some of the matches, and where to go on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TransactionPage {
+    /// In order.
+    pub items: Vec<Transaction>,
+    /// The last entry that was looked at, unless it was the last there is.
+    pub next: Option<Position>,
+}
+
+type Entry = Result<(TxKey, u8), StorageError>;
+
+pub fn page(
+    snapshot: &Snapshot,
+    filter: &TransactionFilter,
+    limit: usize,
+    after: Option<&Position>,
+) -> Result<TransactionPage, StoreError> {
+    let scope = match scope(snapshot, filter)? {
+        Some(scope) => scope,
+        None => return Ok(TransactionPage { items: Vec::new(), next: None }),
+    };
+    let Some((first, last)) = bounds(filter, after) else {
+        return Ok(TransactionPage { items: Vec::new(), next: None });
+    };
+    let transactions = snapshot.table(tables::TRANSACTIONS)?;
+    let index = snapshot.table(tables::TRANSACTION_INDEX)?;
+    let entries: Box<dyn Iterator<Item = Entry>> = match scope {
+        Scope::All => {
+            let range = transactions.range::<&[u8; 12]>(&first.to_bytes()..=&last.to_bytes())?;
+            directed(range.map(|entry| entry.map(|(key, _)| (TxKey::from_bytes(key.value()), 0))), filter.descending)
+        }
+        Scope::Index { number, .. } => {
+            let range = index.range::<&[u8; 16]>(&index_key(number, first)..=&index_key(number, last))?;
+            let targets = range.map(|entry| entry.map(|(key, value)| (index_target(key.value()), value.value())));
+            directed(targets, filter.descending)
+        }
+    };
+    let mut walk = Walk {
+        filter,
+        scope,
+        after,
+        limit,
+        log: snapshot.table(tables::LEDGER_LOG)?,
+        transactions,
+        read: 0,
+        page: TransactionPage { items: Vec::new(), next: None },
+    };
+    let mut group: Vec<(TxKey, u8)> = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if group.first().is_some_and(|(key, _)| key.created_at != entry.0.created_at)
+            && walk.take_group(std::mem::take(&mut group))?
+        {
+            return Ok(walk.page);
+        }
+        if walk.is_full() {
+            return Ok(walk.page);
+        }
+        group.push(entry);
+    }
+    let stopped = walk.take_group(group)?;
+    if !stopped {
+        walk.page.next = None;
+    }
+    Ok(walk.page)
+}
+
+fn directed<'a>(
+    entries: impl DoubleEndedIterator<Item = Entry> + 'a,
+    descending: bool,
+) -> Box<dyn Iterator<Item = Entry> + 'a> {
+    if descending { Box::new(entries.rev()) } else { Box::new(entries) }
+}
+
+/// The row of a transaction.
+pub fn row(
+    transactions: &impl ReadableTable<&'static [u8; 12], &'static [u8]>,
+    key: TxKey,
+) -> Result<TransactionV1, StoreError> {
+    let row = transactions
+        .get(&key.to_bytes())?
+        .ok_or_else(|| StoreError::Damaged(format!("the transaction of {} is missing", key.created_at)))?;
+    codec::decode(row.value())
+}
+
+/// The transaction that a row and its events make.
+pub fn transaction(
+    log: &impl ReadableTable<u64, &'static [u8]>,
+    key: TxKey,
+    row: &TransactionV1,
+) -> Result<Transaction, StoreError> {
+    let (recorded, further) = row
+        .events
+        .split_first()
+        .ok_or_else(|| StoreError::Damaged(format!("the transaction of {} has no events", key.created_at)))?;
+    let event = log::read(log, *recorded)?;
+    let EventBody::Recorded(facts) = event.body else {
+        return Err(StoreError::Damaged(format!("ledger log row {recorded} should be a recorded event")));
+    };
+    let mut evidence = Vec::new();
+    if row.has_evidence {
+        let mut events: Vec<Event> = further.iter().map(|seq| log::read(log, *seq)).collect::<Result<_, _>>()?;
+        events.sort_by_key(|event| (event.at, event.event_id));
+        evidence = events.iter().flat_map(|event| event.body.evidence().iter().cloned()).collect();
+    }
+    Ok(Transaction {
+        transaction_id: event.transaction_id,
+        created_at: key.created_at,
+        facts,
+        status: row.status()?,
+        evidence,
+        updated_at: row.updated_at,
+        settled_at: row.settled_at,
+        finality: Finality::Local,
+    })
+}
+
+/// A stored load count.
+pub fn load_count(bytes: &[u8]) -> Result<u32, StoreError> {
+    let bytes = bytes.try_into().map_err(|_| StoreError::Damaged("a load count is malformed".to_owned()))?;
+    Ok(u32::from_le_bytes(bytes))
+}
+
+/// Where to look for matches.
+#[derive(Debug, Clone, Copy)]
+enum Scope {
+    /// Every transaction.
+    All,
+    /// One scope of the index, for a party with this number if an agent was asked for.
+    Index { number: u32, party: Option<u32> },
+}
+
+/// The narrowest place that holds all matches; `None` if nothing can match.
+fn scope(snapshot: &Snapshot, filter: &TransactionFilter) -> Result<Option<Scope>, StoreError> {
+    let party = match &filter.agent {
+        None => None,
+        Some(agent) => match snapshot.agent_number(agent)? {
+            None => return Ok(None),
+            number => number,
+        },
+    };
+    let open_wanted = filter.status.is_some_and(TransactionStatus::is_open);
+    let mut totals = snapshot.totals()?;
+    let open: u64 = TransactionStatus::ALL.into_iter().filter(|s| s.is_open()).map(|s| *totals.of(s)).sum();
+    // Few open transactions are quicker to look through than everything an agent ever did.
+    let use_open = open_wanted && (party.is_none() || open <= MAX_READ as u64);
+    Ok(Some(match party {
+        _ if use_open => Scope::Index { number: OPEN_SCOPE, party },
+        Some(number) => Scope::Index { number, party },
+        None => Scope::All,
+    }))
+}
+
+/// The least and the greatest key that may match; `None` if there is none.
+fn bounds(filter: &TransactionFilter, after: Option<&Position>) -> Option<(TxKey, TxKey)> {
+    let mut first = TxKey::first_at(filter.since.unwrap_or(Timestamp::from_micros(i64::MIN)));
+    let newest = match filter.until {
+        Some(until) => Timestamp::from_micros(until.as_micros().checked_sub(1)?),
+        None => Timestamp::from_micros(i64::MAX),
+    };
+    let mut last = TxKey { created_at: newest, tie: u32::MAX };
+    if let Some(after) = after {
+        if filter.descending {
+            last = last.min(TxKey { created_at: after.created_at, tie: u32::MAX });
+        } else {
+            first = first.max(TxKey::first_at(after.created_at));
+        }
+    }
+    (first <= last).then_some((first, last))
+}
+
+struct Walk<'a, T, L> {
+    filter: &'a TransactionFilter,
+    scope: Scope,
+    after: Option<&'a Position>,
+    limit: usize,
+    transactions: T,
+    log: L,
+    read: usize,
+    page: TransactionPage,
+}
+
+impl<T, L> Walk<'_, T, L>
+where
+    T: ReadableTable<&'static [u8; 12], &'static [u8]>,
+    L: ReadableTable<u64, &'static [u8]>,
+{
+    fn is_full(&self) -> bool {
+        self.page.items.len() >= self.limit || self.read >= MAX_READ
+    }
+
+    /// Takes the entries of one microsecond; whether the page ends within them.
+    fn take_group(&mut self, group: Vec<(TxKey, u8)>) -> Result<bool, StoreError> {
+        // Alone in its microsecond, an entry needs no id to be put in order, and is often sorted out without one.
+        let needs_order = group.len() > 1 || group.first().is_some_and(|(key, _)| self.starts_at(*key));
+        if !needs_order {
+            for (key, value) in group {
+                self.read += 1;
+                let Some(row) = self.candidate(key, value)? else {
+                    self.page.next = None;
+                    self.skip(key)?;
+                    continue;
+                };
+                let transaction = transaction(&self.log, key, &row)?;
+                self.take(transaction);
+            }
+            return Ok(false);
+        }
+        let mut loaded = Vec::with_capacity(group.len());
+        for (key, value) in group {
+            let row = row(&self.transactions, key)?;
+            loaded.push((transaction(&self.log, key, &row)?, key, value));
+        }
+        loaded.sort_by(|a, b| a.0.transaction_id.cmp(&b.0.transaction_id));
+        if self.filter.descending {
+            loaded.reverse();
+        }
+        loaded.retain(|(transaction, ..)| !self.is_past(transaction));
+        let mut remaining = loaded.into_iter();
+        while let Some((transaction, key, value)) = remaining.next() {
+            self.read += 1;
+            if self.candidate(key, value)?.is_some() {
+                self.take(transaction);
+            } else {
+                self.page.next = Some(position(&transaction));
+            }
+            if self.is_full() && remaining.len() > 0 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether the page begins within this microsecond.
+    fn starts_at(&self, key: TxKey) -> bool {
+        self.after.is_some_and(|after| after.created_at == key.created_at)
+    }
+
+    /// Whether an entry lies at or before the place where the page begins.
+    fn is_past(&self, transaction: &Transaction) -> bool {
+        self.after.is_some_and(|after| {
+            let here = (transaction.created_at, &transaction.transaction_id);
+            let start = (after.created_at, &after.transaction_id);
+            if self.filter.descending { here >= start } else { here <= start }
+        })
+    }
+
+    /// The entry's row, if all but the capability match.
+    fn candidate(&self, key: TxKey, value: u8) -> Result<Option<TransactionV1>, StoreError> {
+        let filter = self.filter;
+        if let Scope::Index { number, .. } = self.scope {
+            let passes = if number == OPEN_SCOPE {
+                filter.status == Some(status_of(value)?)
+            } else {
+                filter.role.is_none_or(|role| Roles(value).include(role))
+            };
+            if !passes {
+                return Ok(None);
+            }
+        }
+        let row = row(&self.transactions, key)?;
+        let party_matches = match self.scope {
+            Scope::Index { number: OPEN_SCOPE, party: Some(party) } => {
+                let pays = row.payer == party && filter.role != Some(Role::Provider);
+                let earns = row.provider == party && filter.role != Some(Role::Payer);
+                pays || earns
+            }
+            _ => true,
+        };
+        let status = row.status()?;
+        Ok((party_matches && filter.status.is_none_or(|wanted| status == wanted)).then_some(row))
+    }
+
+    fn take(&mut self, transaction: Transaction) {
+        self.page.next = Some(position(&transaction));
+        if self.filter.capability.as_ref().is_none_or(|wanted| transaction.facts.capability == *wanted) {
+            self.page.items.push(transaction);
+        }
+    }
+
+    /// Passes over an entry; its id is looked up only if the page ends here.
+    fn skip(&mut self, key: TxKey) -> Result<(), StoreError> {
+        if self.is_full() {
+            let row = row(&self.transactions, key)?;
+            self.page.next = Some(position(&transaction(&self.log, key, &row)?));
+        }
+        Ok(())
+    }
+}
+
+fn position(transaction: &Transaction) -> Position {
+    Position { created_at: transaction.created_at, transaction_id: transaction.transaction_id.clone() }
+}

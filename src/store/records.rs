@@ -1,0 +1,346 @@
+//! The stored shapes, and their way to and from the domain's types.
+//!
+//! Strings and numbers were checked when they came in, so reading takes them as they are; numbers that name one of a
+//! closed set are checked, since a file may be damaged.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::codec::Record;
+use super::error::StoreError;
+use crate::domain::event::FactsHash;
+use crate::domain::{
+    Agent, AgentId, AvailabilityStatus, Capabilities, Capability, Capacity, Currency, Event, EventBody, EventId, Facts,
+    JsonObject, Money, NodeId, Reputation, ResolutionOutcome, Timestamp, Total, TransactionId, TransactionStatus, Ttl,
+};
+
+macro_rules! record {
+    ($type:ty, $version:literal, $name:literal) => {
+        impl Record for $type {
+            const VERSION: u8 = $version;
+            const NAME: &'static str = $name;
+        }
+    };
+}
+
+fn damaged(what: &str) -> StoreError {
+    StoreError::Damaged(what.to_owned())
+}
+
+/// An agent, and where it stands in the agent changes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AgentV1 {
+    agent_id: AgentId,
+    name: String,
+    capabilities: Capabilities,
+    cost_per_task: Money,
+    currency: Currency,
+    billing_notes: Option<String>,
+    availability: u8,
+    capacity_per_hour: Capacity,
+    last_updated: Timestamp,
+    reputation: Reputation,
+    metadata: JsonObject,
+    revision: u64,
+    ttl: Ttl,
+    expires_at: Timestamp,
+    expired: bool,
+    node_id: NodeId,
+    /// The key of this agent's one entry in the agent changes.
+    pub change_seq: u64,
+}
+record!(AgentV1, 1, "agent");
+
+impl AgentV1 {
+    pub fn from_domain(agent: &Agent, change_seq: u64) -> Self {
+        Self {
+            agent_id: agent.agent_id.clone(),
+            name: agent.name.clone(),
+            capabilities: agent.capabilities.clone(),
+            cost_per_task: agent.cost_per_task,
+            currency: agent.currency.clone(),
+            billing_notes: agent.billing_notes.clone(),
+            availability: agent.availability as u8,
+            capacity_per_hour: agent.capacity_per_hour,
+            last_updated: agent.last_updated,
+            reputation: agent.reputation,
+            metadata: agent.metadata.clone(),
+            revision: agent.revision,
+            ttl: agent.ttl,
+            expires_at: agent.expires_at,
+            expired: agent.expired,
+            node_id: agent.node_id,
+            change_seq,
+        }
+    }
+
+    pub fn into_domain(self) -> Result<Agent, StoreError> {
+        let availability = AvailabilityStatus::ALL
+            .into_iter()
+            .find(|status| *status as u8 == self.availability)
+            .ok_or_else(|| damaged("agent record: unknown availability"))?;
+        Ok(Agent {
+            agent_id: self.agent_id,
+            name: self.name,
+            capabilities: self.capabilities,
+            cost_per_task: self.cost_per_task,
+            currency: self.currency,
+            billing_notes: self.billing_notes,
+            availability,
+            capacity_per_hour: self.capacity_per_hour,
+            last_updated: self.last_updated,
+            reputation: self.reputation,
+            metadata: self.metadata,
+            revision: self.revision,
+            ttl: self.ttl,
+            expires_at: self.expires_at,
+            expired: self.expired,
+            node_id: self.node_id,
+        })
+    }
+}
+
+/// What is kept of a deleted agent until its lease would have run out everywhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TombstoneV1 {
+    /// The last revision it had.
+    pub revision: u64,
+    /// When it was deleted.
+    pub deleted_at: Timestamp,
+    /// When this may be forgotten.
+    pub keep_until: Timestamp,
+    /// Its entry in the agent changes.
+    pub change_seq: u64,
+}
+record!(TombstoneV1, 1, "tombstone");
+
+/// A ledger event; `node_seq` is its place in its author's log.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EventV1 {
+    pub node_seq: u64,
+    event_id: EventId,
+    transaction_id: TransactionId,
+    facts: FactsHash,
+    round: u32,
+    node_id: NodeId,
+    at: Timestamp,
+    body: EventBodyV1,
+}
+record!(EventV1, 1, "event");
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+enum EventBodyV1 {
+    Recorded(FactsV1),
+    Settled,
+    Cancelled { reason: Option<String> },
+    Disputed { reason: Option<String>, evidence: Vec<String> },
+    EvidenceAdded { evidence: Vec<String> },
+    ResolvedSettled { note: Option<String>, decisions: Vec<EventId> },
+    ResolvedCancelled { note: Option<String>, decisions: Vec<EventId> },
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct FactsV1 {
+    payer_agent: AgentId,
+    provider_agent: AgentId,
+    capability: Capability,
+    amount: Money,
+    currency: Currency,
+    context: JsonObject,
+}
+
+impl EventV1 {
+    pub fn from_domain(event: &Event, node_seq: u64) -> Self {
+        let body = match &event.body {
+            EventBody::Recorded(facts) => EventBodyV1::Recorded(FactsV1 {
+                payer_agent: facts.payer_agent.clone(),
+                provider_agent: facts.provider_agent.clone(),
+                capability: facts.capability.clone(),
+                amount: facts.amount,
+                currency: facts.currency.clone(),
+                context: facts.context.clone(),
+            }),
+            EventBody::Settled => EventBodyV1::Settled,
+            EventBody::Cancelled { reason } => EventBodyV1::Cancelled { reason: reason.clone() },
+            EventBody::Disputed { reason, evidence } => {
+                EventBodyV1::Disputed { reason: reason.clone(), evidence: evidence.clone() }
+            }
+            EventBody::EvidenceAdded { evidence } => EventBodyV1::EvidenceAdded { evidence: evidence.clone() },
+            EventBody::Resolved { outcome: ResolutionOutcome::Settled, note, decisions } => {
+                EventBodyV1::ResolvedSettled { note: note.clone(), decisions: decisions.clone() }
+            }
+            EventBody::Resolved { outcome: ResolutionOutcome::Cancelled, note, decisions } => {
+                EventBodyV1::ResolvedCancelled { note: note.clone(), decisions: decisions.clone() }
+            }
+        };
+        Self {
+            node_seq,
+            event_id: event.event_id,
+            transaction_id: event.transaction_id.clone(),
+            facts: event.facts,
+            round: event.round,
+            node_id: event.node_id,
+            at: event.at,
+            body,
+        }
+    }
+
+    pub fn into_domain(self) -> Event {
+        let body = match self.body {
+            EventBodyV1::Recorded(facts) => EventBody::Recorded(Arc::new(Facts {
+                payer_agent: facts.payer_agent,
+                provider_agent: facts.provider_agent,
+                capability: facts.capability,
+                amount: facts.amount,
+                currency: facts.currency,
+                context: facts.context,
+            })),
+            EventBodyV1::Settled => EventBody::Settled,
+            EventBodyV1::Cancelled { reason } => EventBody::Cancelled { reason },
+            EventBodyV1::Disputed { reason, evidence } => EventBody::Disputed { reason, evidence },
+            EventBodyV1::EvidenceAdded { evidence } => EventBody::EvidenceAdded { evidence },
+            EventBodyV1::ResolvedSettled { note, decisions } => {
+                EventBody::Resolved { outcome: ResolutionOutcome::Settled, note, decisions }
+            }
+            EventBodyV1::ResolvedCancelled { note, decisions } => {
+                EventBody::Resolved { outcome: ResolutionOutcome::Cancelled, note, decisions }
+            }
+        };
+        Event {
+            event_id: self.event_id,
+            transaction_id: self.transaction_id,
+            facts: self.facts,
+            round: self.round,
+            node_id: self.node_id,
+            at: self.at,
+            body,
+        }
+    }
+}
+
+/// Where a transaction stands: the fold's answer, and where its events lie.
+///
+/// The facts are not repeated here; they are in the `recorded` event, which is the first of `events`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransactionV1 {
+    /// The payer's number.
+    pub payer: u32,
+    /// The provider's number.
+    pub provider: u32,
+    status: u8,
+    /// When its newest event happened.
+    pub updated_at: Timestamp,
+    /// When it was settled.
+    pub settled_at: Option<Timestamp>,
+    /// Whether any of its events brings evidence.
+    pub has_evidence: bool,
+    /// The `node_seq` of its events in the ledger log, `recorded` first.
+    pub events: Vec<u64>,
+}
+record!(TransactionV1, 1, "transaction");
+
+impl TransactionV1 {
+    pub fn new(payer: u32, provider: u32, recorded_at: Timestamp, recorded_seq: u64) -> Self {
+        Self {
+            payer,
+            provider,
+            status: status_code(TransactionStatus::Pending),
+            updated_at: recorded_at,
+            settled_at: None,
+            has_evidence: false,
+            events: vec![recorded_seq],
+        }
+    }
+
+    pub fn status(&self) -> Result<TransactionStatus, StoreError> {
+        status_of(self.status)
+    }
+
+    pub fn set_status(&mut self, status: TransactionStatus) {
+        self.status = status_code(status);
+    }
+}
+
+/// The byte that stands for a status, here and in the index of open transactions.
+pub fn status_code(status: TransactionStatus) -> u8 {
+    match status {
+        TransactionStatus::Pending => 0,
+        TransactionStatus::Settled => 1,
+        TransactionStatus::Cancelled => 2,
+        TransactionStatus::Disputed => 3,
+    }
+}
+
+/// The status that a byte stands for.
+pub fn status_of(code: u8) -> Result<TransactionStatus, StoreError> {
+    TransactionStatus::ALL
+        .into_iter()
+        .find(|status| status_code(*status) == code)
+        .ok_or_else(|| damaged("transaction record: unknown status"))
+}
+
+/// How much one agent paid and earned in one currency; cancelled amounts are in neither.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct BalanceV1 {
+    pub paid: BalanceSideV1,
+    pub earned: BalanceSideV1,
+}
+record!(BalanceV1, 1, "balance");
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct BalanceSideV1 {
+    pub pending: Total,
+    pub settled: Total,
+    pub disputed: Total,
+}
+
+impl BalanceSideV1 {
+    /// The sum for one status; there is none for cancelled transactions.
+    pub fn of(&mut self, status: TransactionStatus) -> Option<&mut Total> {
+        match status {
+            TransactionStatus::Pending => Some(&mut self.pending),
+            TransactionStatus::Settled => Some(&mut self.settled),
+            TransactionStatus::Disputed => Some(&mut self.disputed),
+            TransactionStatus::Cancelled => None,
+        }
+    }
+}
+
+/// The counters of the whole store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TotalsV1 {
+    /// Agents stored, live or expired.
+    pub agents: u64,
+    /// Ledger events held.
+    pub events: u64,
+    /// Transactions by status, in the order of [`TransactionStatus::ALL`].
+    pub transactions: [u64; 4],
+    /// Agents that were given a number because a transaction names them.
+    pub numbered_agents: u32,
+    /// The newest entry of the agent changes.
+    pub change_seq: u64,
+    /// The highest revision that a deleted agent had.
+    pub revision_floor: u64,
+}
+record!(TotalsV1, 1, "totals");
+
+impl TotalsV1 {
+    pub fn of(&mut self, status: TransactionStatus) -> &mut u64 {
+        &mut self.transactions[usize::from(status_code(status))]
+    }
+}
+
+/// What is remembered of a request with an idempotency key: a hash and an id, never the content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceiptV1 {
+    /// The hash of its method, path and body.
+    pub request: [u8; 32],
+    /// Whether it created its subject.
+    pub created: bool,
+    /// The id of the agent or transaction that it wrote.
+    pub subject: String,
+    /// When, so that it can be forgotten.
+    pub at: Timestamp,
+}
+record!(ReceiptV1, 1, "receipt");

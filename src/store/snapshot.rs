@@ -1,0 +1,163 @@
+//! Reading one state of the store.
+
+use std::collections::BTreeMap;
+
+use redb::{ReadOnlyTable, ReadTransaction, ReadableTable, TableDefinition, TableHandle};
+
+use super::codec;
+use super::error::StoreError;
+use super::log::{self, LogHead};
+use super::query::{self, Position, TransactionFilter, TransactionPage};
+use super::records::{AgentV1, BalanceV1, TotalsV1};
+use super::tables::{self, ParsedTally, Tally, TxKey, id_key};
+use crate::domain::{Agent, AgentId, Capability, Currency, Event, Transaction, TransactionId};
+
+/// One state of the store. It stays readable, and pins its pages, for as long as it is held.
+pub struct Snapshot {
+    transaction: ReadTransaction,
+}
+
+/// How many transactions were created for a provider and a capability in one minute.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Load {
+    /// Minutes since 1970.
+    pub minute: u32,
+    /// The provider.
+    pub provider: AgentId,
+    /// The capability.
+    pub capability: Capability,
+    /// How many.
+    pub count: u32,
+}
+
+impl Snapshot {
+    pub(super) fn new(transaction: ReadTransaction) -> Self {
+        Self { transaction }
+    }
+
+    pub(super) fn table<K: redb::Key + 'static, V: redb::Value + 'static>(
+        &self,
+        definition: TableDefinition<'_, K, V>,
+    ) -> Result<ReadOnlyTable<K, V>, StoreError> {
+        self.transaction.open_table(definition).map_err(|error| match error {
+            redb::TableError::TableDoesNotExist(_) => {
+                StoreError::Damaged(format!("table `{}` is missing", definition.name()))
+            }
+            other => other.into(),
+        })
+    }
+
+    /// The counters of the whole store.
+    pub fn totals(&self) -> Result<TotalsV1, StoreError> {
+        let row = self.table(tables::TALLIES)?.get(Tally::Totals.to_bytes().as_slice())?;
+        row.map_or_else(|| Ok(TotalsV1::default()), |row| codec::decode(row.value()))
+    }
+
+    pub(super) fn log_head(&self) -> Result<LogHead, StoreError> {
+        log::head(&self.table(tables::LEDGER_LOG)?)
+    }
+
+    pub(super) fn newest_transaction(&self) -> Result<Option<TxKey>, StoreError> {
+        Ok(self.table(tables::TRANSACTIONS)?.last()?.map(|(key, _)| TxKey::from_bytes(key.value())))
+    }
+
+    /// One agent.
+    pub fn agent(&self, id: &AgentId) -> Result<Option<Agent>, StoreError> {
+        let row = self.table(tables::AGENTS)?.get(id.as_str())?;
+        row.map(|row| codec::decode::<AgentV1>(row.value())?.into_domain()).transpose()
+    }
+
+    /// Those of the agents that are stored, in the order asked for.
+    pub fn agents<'a>(&self, ids: impl IntoIterator<Item = &'a AgentId>) -> Result<Vec<Agent>, StoreError> {
+        let table = self.table(tables::AGENTS)?;
+        let mut agents = Vec::new();
+        for id in ids {
+            if let Some(row) = table.get(id.as_str())? {
+                agents.push(codec::decode::<AgentV1>(row.value())?.into_domain()?);
+            }
+        }
+        Ok(agents)
+    }
+
+    /// Visits every agent, by id. For starting up, not for requests.
+    pub fn for_each_agent(&self, mut visit: impl FnMut(Agent)) -> Result<(), StoreError> {
+        for entry in self.table(tables::AGENTS)?.iter()? {
+            visit(codec::decode::<AgentV1>(entry?.1.value())?.into_domain()?);
+        }
+        Ok(())
+    }
+
+    /// Visits the loads of `minute` and later. For starting up, not for requests.
+    pub fn for_each_load(&self, minute: u32, mut visit: impl FnMut(Load)) -> Result<(), StoreError> {
+        let names: BTreeMap<u32, AgentId> = self
+            .table(tables::AGENT_NUMBERS)?
+            .iter()?
+            .map(|entry| entry.map(|(id, number)| (number.value(), AgentId::from_stored(id.value()))))
+            .collect::<Result<_, _>>()?;
+        let malformed = || StoreError::Damaged("a load count is malformed".to_owned());
+        for entry in self.table(tables::TALLIES)?.range(Tally::loads_from(minute).as_slice()..)? {
+            let (key, row) = entry?;
+            let Some(ParsedTally::Load(load)) = Tally::parse(key.value()) else { return Err(malformed()) };
+            visit(Load {
+                minute: load.minute,
+                provider: names.get(&load.provider).cloned().ok_or_else(malformed)?,
+                capability: Capability::from_stored(load.capability),
+                count: query::load_count(row.value())?,
+            });
+        }
+        Ok(())
+    }
+
+    /// What an agent paid and earned, by currency; empty for one that no transaction names.
+    pub fn balances(&self, id: &AgentId) -> Result<BTreeMap<Currency, BalanceV1>, StoreError> {
+        let Some(number) = self.agent_number(id)? else { return Ok(BTreeMap::new()) };
+        let first = Tally::balances_of(number);
+        let mut balances = BTreeMap::new();
+        for entry in self.table(tables::TALLIES)?.range(first.as_slice()..)? {
+            let (key, row) = entry?;
+            match Tally::parse(key.value()) {
+                Some(ParsedTally::Balance { agent, currency }) if agent == number => {
+                    balances.insert(Currency::from_stored(currency), codec::decode(row.value())?);
+                }
+                _ => break,
+            }
+        }
+        Ok(balances)
+    }
+
+    pub(super) fn agent_number(&self, id: &AgentId) -> Result<Option<u32>, StoreError> {
+        Ok(self.table(tables::AGENT_NUMBERS)?.get(id.as_str())?.map(|number| number.value()))
+    }
+
+    /// One transaction.
+    pub fn transaction(&self, id: &TransactionId) -> Result<Option<Transaction>, StoreError> {
+        let Some(key) = self.transaction_key(id)? else { return Ok(None) };
+        let row = query::row(&self.table(tables::TRANSACTIONS)?, key)?;
+        query::transaction(&self.table(tables::LEDGER_LOG)?, key, &row).map(Some)
+    }
+
+    /// A transaction's events, oldest first.
+    pub fn events(&self, id: &TransactionId) -> Result<Option<Vec<Event>>, StoreError> {
+        let Some(key) = self.transaction_key(id)? else { return Ok(None) };
+        let row = query::row(&self.table(tables::TRANSACTIONS)?, key)?;
+        let log = self.table(tables::LEDGER_LOG)?;
+        let mut events = row.events.iter().map(|seq| log::read(&log, *seq)).collect::<Result<Vec<_>, _>>()?;
+        events.sort_by_key(|event| (event.at, event.event_id));
+        Ok(Some(events))
+    }
+
+    /// A page of the transactions that match, in order of creation and id. See [`TransactionPage`].
+    pub fn transactions(
+        &self,
+        filter: &TransactionFilter,
+        limit: usize,
+        after: Option<&Position>,
+    ) -> Result<TransactionPage, StoreError> {
+        query::page(self, filter, limit, after)
+    }
+
+    fn transaction_key(&self, id: &TransactionId) -> Result<Option<TxKey>, StoreError> {
+        let key = self.table(tables::TRANSACTION_IDS)?.get(id_key(id).as_slice())?;
+        Ok(key.map(|key| TxKey::from_bytes(key.value())))
+    }
+}

@@ -1,0 +1,292 @@
+//! The tables and their keys.
+//!
+//! A commit costs its sync and its dirty pages, so keys are short and new rows land beside the last ones: the ledger
+//! log by sequence number, transactions by time, agents as numbers. Recording or deciding touches five tables:
+//!
+//! | table | key | value |
+//! | --- | --- | --- |
+//! | `ledger_log` | `node_seq` | hash of the chain up to here, event |
+//! | `transactions` | [`TxKey`] | [`TransactionV1`](super::records::TransactionV1) |
+//! | `transaction_ids` | [`id_key`] | [`TxKey`] |
+//! | `transaction_index` | scope, [`TxKey`] | a byte: for an agent its roles, for [`OPEN_SCOPE`] the status |
+//! | `tallies` | [`Tally`] | totals, balances, load by the minute |
+//!
+//! Beside them: `agent_numbers` (an agent that a transaction names, as a number), `agents`, `agent_changes` (one entry
+//! for each changed agent, newest last), `tombstones`, `receipts` and `receipt_ages` (idempotency keys), `meta`.
+
+use redb::TableDefinition;
+
+use crate::domain::{Currency, Role, Timestamp, TransactionId};
+
+pub const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
+pub const LEDGER_LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("ledger_log");
+pub const TRANSACTIONS: TableDefinition<'_, &[u8; 12], &[u8]> = TableDefinition::new("transactions");
+pub const TRANSACTION_IDS: TableDefinition<'_, &[u8], &[u8; 12]> = TableDefinition::new("transaction_ids");
+pub const TRANSACTION_INDEX: TableDefinition<'_, &[u8; 16], u8> = TableDefinition::new("transaction_index");
+pub const TALLIES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("tallies");
+pub const AGENT_NUMBERS: TableDefinition<'_, &str, u32> = TableDefinition::new("agent_numbers");
+pub const AGENTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("agents");
+pub const AGENT_CHANGES: TableDefinition<'_, u64, &str> = TableDefinition::new("agent_changes");
+pub const TOMBSTONES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("tombstones");
+pub const RECEIPTS: TableDefinition<'_, &[u8; 16], &[u8]> = TableDefinition::new("receipts");
+pub const RECEIPT_AGES: TableDefinition<'_, &[u8; 24], ()> = TableDefinition::new("receipt_ages");
+
+/// Keys of `meta`.
+pub mod meta {
+    /// The format of the file, a little-endian `u32`.
+    pub const FORMAT: &str = "format";
+    /// The node's id, 16 bytes.
+    pub const NODE_ID: &str = "node_id";
+    /// Written by the probe that finds out whether the disk takes writes again.
+    pub const PROBE: &str = "probe";
+}
+
+/// The scope of the index that lists every open transaction; agents' numbers start above it.
+pub const OPEN_SCOPE: u32 = 0;
+
+/// A transaction's place in time: when it was created, and a tie-breaker among those of the same microsecond.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TxKey {
+    /// When the transaction was created.
+    pub created_at: Timestamp,
+    /// Which of that microsecond's transactions it is.
+    pub tie: u32,
+}
+
+impl TxKey {
+    /// The least key of a microsecond.
+    pub fn first_at(created_at: Timestamp) -> Self {
+        Self { created_at, tie: 0 }
+    }
+
+    /// Big-endian with the sign bit flipped, so that bytes sort as times do.
+    pub fn to_bytes(self) -> [u8; 12] {
+        let mut bytes = [0; 12];
+        bytes[..8].copy_from_slice(&ordered(self.created_at));
+        bytes[8..].copy_from_slice(&self.tie.to_be_bytes());
+        bytes
+    }
+
+    pub fn from_bytes(bytes: &[u8; 12]) -> Self {
+        let (time, tie) = bytes.split_first_chunk::<8>().expect("12 bytes hold 8");
+        let tie: [u8; 4] = tie.try_into().expect("12 bytes less 8 are 4");
+        let micros = (u64::from_be_bytes(*time) ^ (1 << 63)).cast_signed();
+        Self { created_at: Timestamp::from_micros(micros), tie: u32::from_be_bytes(tie) }
+    }
+}
+
+fn ordered(time: Timestamp) -> [u8; 8] {
+    (time.as_micros().cast_unsigned() ^ (1 << 63)).to_be_bytes()
+}
+
+/// The key of `transaction_index`.
+pub fn index_key(scope: u32, key: TxKey) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..4].copy_from_slice(&scope.to_be_bytes());
+    bytes[4..].copy_from_slice(&key.to_bytes());
+    bytes
+}
+
+/// The transaction that a key of `transaction_index` points to.
+pub fn index_target(key: &[u8; 16]) -> TxKey {
+    TxKey::from_bytes(key[4..].try_into().expect("16 bytes less 4 are 12"))
+}
+
+/// The roles that an agent has in a transaction, as the index keeps them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Roles(pub u8);
+
+impl Roles {
+    pub const PAYER: Self = Self(1);
+    pub const PROVIDER: Self = Self(2);
+
+    pub fn both(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    pub fn include(self, role: Role) -> bool {
+        let wanted = match role {
+            Role::Payer => Self::PAYER,
+            Role::Provider => Self::PROVIDER,
+        };
+        self.0 & wanted.0 != 0
+    }
+}
+
+/// The key of `transaction_ids`: 32 lower-case hex digits, as minted ids are, take half the room.
+pub fn id_key(id: &TransactionId) -> Vec<u8> {
+    const TEXT: u8 = 0;
+    const HEX: u8 = 1;
+    let text = id.as_str().as_bytes();
+    let nibble = |byte: u8| match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    };
+    if text.len() == 32 {
+        let mut packed = vec![HEX];
+        packed.extend(text.chunks_exact(2).map_while(|pair| Some(nibble(pair[0])? << 4 | nibble(pair[1])?)));
+        if packed.len() == 17 {
+            return packed;
+        }
+    }
+    let mut plain = vec![TEXT];
+    plain.extend_from_slice(text);
+    plain
+}
+
+/// What `tallies` counts.
+#[derive(Debug, Clone, Copy)]
+pub enum Tally<'a> {
+    /// [`TotalsV1`](super::records::TotalsV1).
+    Totals,
+    /// [`BalanceV1`](super::records::BalanceV1) of an agent in a currency.
+    Balance {
+        /// The agent's number.
+        agent: u32,
+        /// The currency.
+        currency: &'a Currency,
+    },
+    /// How many transactions were created in a minute for a provider and a capability, a little-endian `u32`.
+    Load(LoadKey<'a>),
+}
+
+/// One provider's work of one kind in one minute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LoadKey<'a> {
+    /// Minutes since 1970.
+    pub minute: u32,
+    /// The provider's number.
+    pub provider: u32,
+    /// The capability.
+    pub capability: &'a str,
+}
+
+const TOTALS: u8 = 0;
+const BALANCE: u8 = 1;
+const LOAD: u8 = 2;
+
+impl Tally<'_> {
+    pub fn to_bytes(self) -> Vec<u8> {
+        match self {
+            Self::Totals => vec![TOTALS],
+            Self::Balance { agent, currency } => {
+                let mut bytes = Self::balances_of(agent);
+                bytes.extend_from_slice(currency.as_str().as_bytes());
+                bytes
+            }
+            Self::Load(LoadKey { minute, provider, capability }) => {
+                let mut bytes = Self::loads_from(minute);
+                bytes.extend_from_slice(&provider.to_be_bytes());
+                bytes.extend_from_slice(capability.as_bytes());
+                bytes
+            }
+        }
+    }
+
+    /// What the keys of all balances of an agent start with.
+    pub fn balances_of(agent: u32) -> Vec<u8> {
+        let mut bytes = vec![BALANCE];
+        bytes.extend_from_slice(&agent.to_be_bytes());
+        bytes
+    }
+
+    /// What the keys of all loads of a minute start with.
+    pub fn loads_from(minute: u32) -> Vec<u8> {
+        let mut bytes = vec![LOAD];
+        bytes.extend_from_slice(&minute.to_be_bytes());
+        bytes
+    }
+
+    /// Reads a key back; `None` for one that this version does not write.
+    pub fn parse(bytes: &[u8]) -> Option<ParsedTally<'_>> {
+        let (kind, rest) = bytes.split_first()?;
+        match *kind {
+            TOTALS if rest.is_empty() => Some(ParsedTally::Totals),
+            BALANCE => {
+                let (agent, currency) = rest.split_first_chunk::<4>()?;
+                let currency = std::str::from_utf8(currency).ok()?;
+                Some(ParsedTally::Balance { agent: u32::from_be_bytes(*agent), currency })
+            }
+            LOAD => {
+                let (minute, rest) = rest.split_first_chunk::<4>()?;
+                let (provider, capability) = rest.split_first_chunk::<4>()?;
+                Some(ParsedTally::Load(LoadKey {
+                    minute: u32::from_be_bytes(*minute),
+                    provider: u32::from_be_bytes(*provider),
+                    capability: std::str::from_utf8(capability).ok()?,
+                }))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A key of `tallies` that was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ParsedTally<'a> {
+    Totals,
+    Balance { agent: u32, currency: &'a str },
+    Load(LoadKey<'a>),
+}
+
+/// The minute of a time, as load is counted.
+pub fn minute_of(time: Timestamp) -> u32 {
+    u32::try_from(time.as_micros().div_euclid(60_000_000)).unwrap_or(0)
+}
+
+/// The key of `receipts`: 16 bytes of the key's blake3 hash.
+pub fn receipt_key(idempotency_key: &str) -> [u8; 16] {
+    let hash = blake3::hash(idempotency_key.as_bytes());
+    *hash.as_bytes().first_chunk().expect("32 bytes hold 16")
+}
+
+/// The key of `receipt_ages`: when, then which.
+pub fn receipt_age_key(at: Timestamp, receipt: &[u8; 16]) -> [u8; 24] {
+    let mut bytes = [0; 24];
+    bytes[..8].copy_from_slice(&ordered(at));
+    bytes[8..].copy_from_slice(receipt);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_sort_as_times_do_and_read_back() {
+        let times = [i64::MIN / 2, -5, -1, 0, 1, 1_795_391_431_767_109];
+        let keys: Vec<TxKey> = times
+            .iter()
+            .flat_map(|micros| [0, 1, u32::MAX].map(|tie| TxKey { created_at: Timestamp::from_micros(*micros), tie }))
+            .collect();
+        assert!(keys.windows(2).all(|pair| pair[0].to_bytes() < pair[1].to_bytes()));
+        for key in keys {
+            assert_eq!(TxKey::from_bytes(&key.to_bytes()), key);
+            assert_eq!(index_target(&index_key(7, key)), key);
+        }
+    }
+
+    #[test]
+    fn packed_and_plain_ids_never_meet() {
+        let hex = "0197a1b2c3d4e5f60718293a4b5c6d7e";
+        let ids = [hex, &hex.to_uppercase(), "0197a1b2c3d4e5f6", "tx-1", &"g".repeat(32)];
+        let keys: std::collections::HashSet<Vec<u8>> =
+            ids.iter().map(|id| id_key(&TransactionId::from_stored(id))).collect();
+        assert_eq!(keys.len(), ids.len());
+        assert_eq!(id_key(&TransactionId::from_stored(hex)).len(), 17);
+    }
+
+    #[test]
+    fn tally_keys_read_back() {
+        let euro = Currency::from_stored("EUR");
+        let load = LoadKey { minute: 29_000_000, provider: 3, capability: "sql" };
+        for (tally, expected) in [
+            (Tally::Totals, ParsedTally::Totals),
+            (Tally::Balance { agent: 9, currency: &euro }, ParsedTally::Balance { agent: 9, currency: "EUR" }),
+            (Tally::Load(load), ParsedTally::Load(load)),
+        ] {
+            assert_eq!(Tally::parse(&tally.to_bytes()), Some(expected));
+        }
+    }
+}

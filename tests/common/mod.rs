@@ -1,0 +1,52 @@
+//! What several tests need: short ways to make domain values, and a clock that is turned by hand.
+
+#![allow(dead_code, reason = "every test binary compiles this module and uses a part of it")]
+
+pub mod clock;
+
+use tradepost::domain::{
+    AgentId, AvailabilityStatus, Capabilities, Capability, Capacity, Currency, Facts, JsonObject, Money, Registration,
+    TransactionId,
+};
+
+pub fn agent_id(id: &str) -> AgentId {
+    AgentId::parse("agent_id", id).expect("a test's own agent id")
+}
+
+pub fn transaction_id(id: &str) -> TransactionId {
+    TransactionId::parse("transaction_id", id).expect("a test's own transaction id")
+}
+
+pub fn capability(name: &str) -> Capability {
+    Capability::parse("capability", name).expect("a test's own capability")
+}
+
+pub fn money(text: &str) -> Money {
+    Money::parse(text).expect("a test's own amount")
+}
+
+pub fn facts(payer: &str, provider: &str, for_capability: &str, amount: &str) -> Facts {
+    Facts {
+        payer_agent: agent_id(payer),
+        provider_agent: agent_id(provider),
+        capability: capability(for_capability),
+        amount: money(amount),
+        currency: Currency::default(),
+        context: JsonObject::default(),
+    }
+}
+
+pub fn registration(id: &str, capabilities: &[&str]) -> Registration {
+    Registration {
+        agent_id: agent_id(id),
+        name: id.to_uppercase(),
+        capabilities: Capabilities::parse(capabilities.iter().copied()).expect("a test's own capabilities"),
+        cost_per_task: money("1"),
+        currency: Currency::default(),
+        capacity_per_hour: Capacity::default(),
+        availability: AvailabilityStatus::Online,
+        billing_notes: None,
+        metadata: JsonObject::default(),
+        ttl: None,
+    }
+}
