@@ -146,7 +146,6 @@ async fn run(
             if let Ok(address) = bound.wait_for(Option::is_some).await.map(|address| *address)
                 && let Some(address) = address
             {
-                tracing::info!(listen = %address, "serving metrics");
                 addresses.push(format!("metrics:{address}"));
                 info.listen.store(Arc::new(addresses));
             }

@@ -32,9 +32,9 @@ impl From<Invalid> for Error {
 
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
-        match &error {
-            StoreError::NoSpace(_) => Self::StorageFull(error.to_string().into()),
-            _ => Self::Unavailable(error.to_string().into()),
+        match error {
+            StoreError::NoSpace(source) => Self::StorageFull(source.to_string().into()),
+            other => Self::Unavailable(other.to_string().into()),
         }
     }
 }

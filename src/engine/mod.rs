@@ -49,7 +49,7 @@ use crate::domain::{
     Transaction, TransactionId, Ttl, Weight,
 };
 use crate::metrics::Metrics;
-use crate::store::Store;
+use crate::store::{Mint, Store};
 
 /// How many commands may wait for the writer; one more is answered [`Error::Overloaded`].
 pub const QUEUE_LENGTH: usize = 8_192;
@@ -136,10 +136,11 @@ impl Engine {
             Some(seed) => StdRng::seed_from_u64(seed),
             None => rand::make_rng(),
         };
+        let mint = Mint { now: options.clock.now(), random: &mut random };
         let (store, head) = match options.location {
-            Location::File(path) => Store::open_file(&path, &mut random)?,
-            Location::Memory => Store::open_memory(&mut random)?,
-            Location::Backend(backend) => Store::open_backend(backend, None, &mut random)?,
+            Location::File(path) => Store::open_file(&path, mint)?,
+            Location::Memory => Store::open_memory(mint)?,
+            Location::Backend(backend) => Store::open_backend(backend, None, mint)?,
         };
         let path = store.path().map_or_else(|| PathBuf::from("memory"), ToOwned::to_owned);
         let core = Arc::new(Core::new(store, options.clock, options.metrics, options.agent_ttl));

@@ -34,6 +34,7 @@ const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(60);
 const RECEIPTS_KEPT: Duration = Duration::from_secs(7 * 24 * 3_600);
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
+const LONGEST_CHECK_RETRY: Duration = Duration::from_secs(20);
 
 /// What reaches the writer.
 pub enum Message {
@@ -250,37 +251,37 @@ impl Writer {
     }
 
     /// Reopens and verifies until the store takes writes again; whether the engine is to stop instead. Meanwhile every
-    /// command is answered with the cause.
+    /// command is answered with the cause, and reads go on from each reopening to the next probe.
     fn recover(&mut self, mut cause: StoreError) -> bool {
         tracing::error!(error = %cause, "a commit failed; nothing is acknowledged until the store is sound again");
         let mut retry = Duration::ZERO;
         loop {
             self.core.set_failed(Some(Error::from(cause.clone())));
+            let began = self.core.clock.monotonic();
+            let reopened = sound(|| self.reopen());
+            let took = self.core.clock.monotonic().saturating_sub(began);
             if self.answer_with_failure(&cause, retry) {
                 return true;
             }
-            match self.try_recover() {
+            match reopened.and_then(|()| sound(|| self.core.store.probe())) {
                 Ok(()) => {
                     self.core.set_failed(None);
                     tracing::info!("the store was reopened and verified; writes are taken again");
                     return false;
                 }
                 Err(error) => {
-                    tracing::warn!(error = %error, "the store is not sound yet");
+                    tracing::warn!(%error, "the store is not sound yet");
                     cause = error;
                 }
             }
-            retry = (retry * 2).clamp(FIRST_RETRY, LONGEST_RETRY);
+            // A large file takes a while to check, and cannot be read meanwhile: the larger, the rarer.
+            retry = (retry * 2).clamp(FIRST_RETRY, LONGEST_RETRY).max((took * 10).min(LONGEST_CHECK_RETRY));
         }
     }
 
-    fn try_recover(&mut self) -> Result<(), StoreError> {
-        let reopened = catch_unwind(AssertUnwindSafe(|| {
-            self.head = self.core.store.reopen()?;
-            self.rebuild()?;
-            self.core.store.probe()
-        }));
-        reopened.unwrap_or_else(|_| Err(StoreError::Damaged("reading the file panicked".to_owned())))
+    fn reopen(&mut self) -> Result<(), StoreError> {
+        self.head = self.core.store.reopen()?;
+        self.rebuild()
     }
 
     /// Answers commands for a while; whether the engine is to stop.
@@ -295,6 +296,12 @@ impl Writer {
             }
         }
     }
+}
+
+/// A file that makes no sense to redb may make it panic; that is damage like any other.
+fn sound<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err(StoreError::Damaged("reading the file panicked".to_owned())))
 }
 
 fn duration_micros(duration: Duration) -> i64 {

@@ -66,6 +66,14 @@ struct Opened {
     revoker: Revoker,
 }
 
+/// What a new store's node id is minted from.
+pub struct Mint<'a> {
+    /// The wall clock.
+    pub now: Timestamp,
+    /// Chance.
+    pub random: &'a mut dyn Rng,
+}
+
 /// What the next batch continues from; known after opening and after every commit.
 #[derive(Debug, Clone)]
 pub struct Head {
@@ -76,32 +84,33 @@ pub struct Head {
 
 impl Store {
     /// Opens the file at `path`, creating it (and its directory) if it does not exist.
-    pub fn open_file(path: &Path, random: &mut dyn Rng) -> Result<(Self, Head), OpenError> {
+    pub fn open_file(path: &Path, mint: Mint<'_>) -> Result<(Self, Head), OpenError> {
         file::create_if_missing(path, |locked| {
-            let (store, _) = Self::open_backend(locked.backend, Some(path.to_owned()), random)?;
+            let (store, _) =
+                Self::open_backend(locked.backend, Some(path.to_owned()), Mint { now: mint.now, random: mint.random })?;
             store.close();
             Ok(())
         })?;
-        Self::open_backend(file::open_existing(path)?.backend, Some(path.to_owned()), random)
+        Self::open_backend(file::open_existing(path)?.backend, Some(path.to_owned()), mint)
     }
 
     /// A store that is gone with the process.
-    pub fn open_memory(random: &mut dyn Rng) -> Result<(Self, Head), OpenError> {
-        Self::open_backend(Arc::new(redb::backends::InMemoryBackend::new()), None, random)
+    pub fn open_memory(mint: Mint<'_>) -> Result<(Self, Head), OpenError> {
+        Self::open_backend(Arc::new(redb::backends::InMemoryBackend::new()), None, mint)
     }
 
     /// Opens over any backend; an empty one is made into a new store. `path` is for messages.
     pub fn open_backend(
         backend: Arc<dyn StorageBackend>,
         path: Option<PathBuf>,
-        random: &mut dyn Rng,
+        mint: Mint<'_>,
     ) -> Result<(Self, Head), OpenError> {
         let shown = path.clone().unwrap_or_else(|| PathBuf::from("memory"));
         let fail = |error: StoreError| open_error(&shown, error);
         let is_new = backend.len().map_err(|error| fail(error.into()))? == 0;
         let opened = open_database(&backend, false).map_err(fail)?;
         if is_new {
-            initialise(&opened.database, random).map_err(fail)?;
+            initialise(&opened.database, mint).map_err(fail)?;
         }
         let (node_id, head) = guarded(|| read_head(&opened.database)).map_err(|error| head_error(&shown, error))?;
         let opened = ArcSwapOption::new(Some(Arc::new(opened)));
@@ -278,14 +287,15 @@ fn guarded<T, E: From<StoreError>>(work: impl FnOnce() -> Result<T, E>) -> Resul
     })
 }
 
-fn initialise(database: &Database, random: &mut dyn Rng) -> Result<(), StoreError> {
-    let mut bytes = [0; 16];
-    random.fill_bytes(&mut bytes);
+fn initialise(database: &Database, mint: Mint<'_>) -> Result<(), StoreError> {
+    let mut random = [0; 10];
+    mint.random.fill_bytes(&mut random);
+    let node_id = NodeId::mint(mint.now, random);
     let transaction = database.begin_write()?;
     {
         let mut table = transaction.open_table(tables::META)?;
         table.insert(meta::FORMAT, FORMAT.to_le_bytes().as_slice())?;
-        table.insert(meta::NODE_ID, bytes.as_slice())?;
+        table.insert(meta::NODE_ID, node_id.as_bytes().as_slice())?;
         Batch::create_tables(&transaction)?;
     }
     transaction.commit()?;
