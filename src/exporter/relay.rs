@@ -34,7 +34,7 @@ pub(super) async fn run(
 ) {
     let listener = bind(listen, limits.bind_retry).await;
     let address = listener.local_addr().unwrap_or(listen);
-    tracing::info!(%address, "metrics are served");
+    tracing::info!(listen = %address, "serving metrics");
     bound.send_replace(Some(address));
     let places = Arc::new(Semaphore::new(limits.connections));
     let mut failing = false;
