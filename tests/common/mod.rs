@@ -1,8 +1,11 @@
-//! What several tests need: short ways to make domain values, and a clock that is turned by hand.
+//! What several tests need: short ways to make domain values, a clock that is turned by hand, the real binary and a
+//! client of its API.
 
 #![allow(dead_code, reason = "every test binary compiles this module and uses a part of it")]
 
 pub mod clock;
+pub mod http;
+pub mod sidecar;
 
 use tradepost::domain::{
     AgentId, AvailabilityStatus, Capabilities, Capability, Capacity, Currency, Facts, JsonObject, Money, Registration,

@@ -1,0 +1,283 @@
+//! The real binary in a directory of its own, on ports that are free: started, awaited, killed, stopped, started again.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::http::{Address, Client};
+
+/// Longer than anything takes that is waited for here, on a machine that is busy.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The binary, with nothing of the surrounding environment that could change what it does.
+pub fn tradepost() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tradepost"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("TRADEPOST_") {
+            command.env_remove(name);
+        }
+    }
+    command.env("XDG_DATA_HOME", "/nonexistent").stdin(Stdio::null());
+    command
+}
+
+/// Asks until there is an answer.
+///
+/// # Panics
+/// After a minute without one.
+#[track_caller]
+pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// How to start one.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// `None`: in memory.
+    pub directory: Option<PathBuf>,
+    pub metrics: String,
+    pub flags: Vec<String>,
+}
+
+impl Setup {
+    pub fn in_memory() -> Self {
+        Self { directory: None, metrics: "none".to_owned(), flags: Vec::new() }
+    }
+
+    pub fn in_directory(directory: impl Into<PathBuf>) -> Self {
+        Self { directory: Some(directory.into()), ..Self::in_memory() }
+    }
+
+    /// With a metrics listener.
+    pub fn metrics(mut self, listen: impl Into<String>) -> Self {
+        self.metrics = listen.into();
+        self
+    }
+
+    pub fn flags(mut self, flags: &[&str]) -> Self {
+        self.flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        self
+    }
+
+    /// The command that serves this way.
+    pub fn command(&self) -> Command {
+        let mut command = tradepost();
+        command.args(["serve", "--listen", "127.0.0.1:0", "--log-format", "json", "--metrics-listen", &self.metrics]);
+        match &self.directory {
+            Some(directory) => command.arg("--data-dir").arg(directory),
+            None => command.arg("--in-memory"),
+        };
+        command.args(&self.flags);
+        command
+    }
+
+    /// Starts it and waits until it serves.
+    #[track_caller]
+    pub fn start(&self) -> Sidecar {
+        let mut child =
+            self.command().stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary can be started");
+        let stderr = child.stderr.take().expect("it is piped");
+        let log = Arc::new(Log::default());
+        let reader = thread::spawn({
+            let log = Arc::clone(&log);
+            move || log.read(stderr)
+        });
+        let mut sidecar = Sidecar {
+            setup: self.clone(),
+            child: Some(child),
+            log,
+            reader: Some(reader),
+            address: ([0, 0, 0, 0], 0).into(),
+            socket: None,
+        };
+        let line = sidecar.log_line("serving the API");
+        for address in line["listen"].as_str().expect("the addresses are logged").split(' ') {
+            match address.strip_prefix("unix:") {
+                Some(path) => sidecar.socket = Some(PathBuf::from(path)),
+                None => sidecar.address = address.parse().expect("an address is logged"),
+            }
+        }
+        let mut client = sidecar.client();
+        wait_for("readiness", || {
+            client.try_call(&super::http::Request::get("/readyz")).ok().filter(|a| a.status == 200)
+        });
+        sidecar
+    }
+
+    /// Runs it where it is expected to refuse to start.
+    pub fn refused(&self) -> Output {
+        let mut child =
+            self.command().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it can be started");
+        wait_for("a refusal to start", || child.try_wait().expect("it can be waited for"));
+        child.wait_with_output().expect("its output can be read")
+    }
+}
+
+/// A temporary directory and, in it, the data directory that a sidecar will make.
+pub struct Home {
+    directory: TempDir,
+}
+
+impl Home {
+    pub fn new() -> Self {
+        Self { directory: tempfile::tempdir().expect("there is room for a temporary directory") }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    pub fn file(&self) -> PathBuf {
+        self.data().join("tradepost.redb")
+    }
+
+    pub fn setup(&self) -> Setup {
+        Setup::in_directory(self.data())
+    }
+
+    /// `tradepost verify` finds nothing wrong.
+    #[track_caller]
+    pub fn assert_sound(&self) {
+        let output = tradepost().args(["verify", "--json", "--data-dir"]).arg(self.data()).output().expect("it runs");
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(0), "{out}{err}");
+        let report: Value = serde_json::from_str(&out).expect("a report");
+        assert_eq!(report["findings"], serde_json::json!([]), "{report}");
+    }
+}
+
+/// What a sidecar wrote to stderr, one JSON object a line.
+#[derive(Default)]
+struct Log {
+    lines: Mutex<(Vec<String>, bool)>,
+    changed: Condvar,
+}
+
+impl Log {
+    fn read(&self, stderr: impl Read) {
+        for line in BufReader::new(stderr).lines() {
+            let Ok(line) = line else { break };
+            self.lines.lock().expect("no holder panics").0.push(line);
+            self.changed.notify_all();
+        }
+        self.lines.lock().expect("no holder panics").1 = true;
+        self.changed.notify_all();
+    }
+}
+
+/// A running sidecar; killed when dropped.
+pub struct Sidecar {
+    setup: Setup,
+    child: Option<Child>,
+    log: Arc<Log>,
+    reader: Option<JoinHandle<()>>,
+    pub address: SocketAddr,
+    pub socket: Option<PathBuf>,
+}
+
+impl Sidecar {
+    pub fn client(&self) -> Client {
+        Client::new(Address::Tcp(self.address))
+    }
+
+    pub fn socket_client(&self) -> Client {
+        Client::new(Address::Unix(self.socket.clone().expect("it has a socket")))
+    }
+
+    /// Where metrics are served, once they are.
+    #[track_caller]
+    pub fn metrics_address(&self) -> SocketAddr {
+        let line = self.log_line("serving metrics");
+        line["listen"].as_str().and_then(|text| text.parse().ok()).expect("the address is logged")
+    }
+
+    pub fn metrics_client(&self) -> Client {
+        Client::new(Address::Tcp(self.metrics_address()))
+    }
+
+    /// The first log line with this message, waited for.
+    #[track_caller]
+    pub fn log_line(&self, message: &str) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        let mut guard = self.log.lines.lock().expect("no holder panics");
+        loop {
+            let found = guard.0.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            if let Some(line) = found.into_iter().find(|line| line["message"] == message) {
+                return line;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!guard.1 && !left.is_zero(), "waited in vain for {message:?} in the log:\n{}", guard.0.join("\n"));
+            guard = self.log.changed.wait_timeout(guard, left).expect("no holder panics").0;
+        }
+    }
+
+    /// All that it logged; whole once it has ended.
+    pub fn log(&self) -> String {
+        self.log.lines.lock().expect("no holder panics").0.join("\n")
+    }
+
+    pub fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(self.child.as_ref().expect("it has not been waited for"))
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).expect("it is our own child");
+    }
+
+    /// Waits until it has ended by itself or by a signal.
+    #[track_caller]
+    pub fn wait(&mut self) -> ExitStatus {
+        let mut child = self.child.take().expect("it has not been waited for");
+        let status = wait_for("the end of the process", || child.try_wait().expect("it is our own child"));
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("reading the log does not panic");
+        }
+        status
+    }
+
+    /// `kill -9`.
+    pub fn kill(mut self) {
+        self.signal(Signal::KILL);
+        self.wait();
+    }
+
+    /// SIGTERM, and a good end.
+    #[track_caller]
+    pub fn stop(mut self) {
+        self.signal(Signal::TERM);
+        let status = self.wait();
+        assert_eq!(status.code(), Some(0), "{}", self.log());
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+}
