@@ -5,6 +5,7 @@
 
 pub mod clock;
 pub mod http;
+pub mod routes;
 pub mod sidecar;
 
 use tradepost::domain::{

@@ -182,6 +182,15 @@ impl Log {
         self.lines.lock().expect("no holder panics").1 = true;
         self.changed.notify_all();
     }
+
+    /// The lines behind the first `seen`, waited for, and whether they are the last.
+    fn beyond(&self, seen: usize, deadline: Instant) -> (Vec<String>, bool) {
+        let guard = self.lines.lock().expect("no holder panics");
+        let left = deadline.saturating_duration_since(Instant::now());
+        let more = self.changed.wait_timeout_while(guard, left, |(lines, ended)| lines.len() == seen && !*ended);
+        let (guard, _) = more.expect("no holder panics");
+        (guard.0[seen..].to_vec(), guard.1)
+    }
 }
 
 /// A running sidecar; killed when dropped.
@@ -206,8 +215,8 @@ impl Sidecar {
     /// Where metrics are served, once they are.
     #[track_caller]
     pub fn metrics_address(&self) -> SocketAddr {
-        let line = self.log_line("serving metrics");
-        line["listen"].as_str().and_then(|text| text.parse().ok()).expect("the address is logged")
+        let line = self.log_line("metrics are served");
+        line["address"].as_str().and_then(|text| text.parse().ok()).expect("the address is logged")
     }
 
     pub fn metrics_client(&self) -> Client {
@@ -218,15 +227,16 @@ impl Sidecar {
     #[track_caller]
     pub fn log_line(&self, message: &str) -> Value {
         let deadline = Instant::now() + PATIENCE;
-        let mut guard = self.log.lines.lock().expect("no holder panics");
+        let mut seen = 0;
         loop {
-            let found = guard.0.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            let (lines, has_ended) = self.log.beyond(seen, deadline);
+            seen += lines.len();
+            let found = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
             if let Some(line) = found.into_iter().find(|line| line["message"] == message) {
                 return line;
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!guard.1 && !left.is_zero(), "waited in vain for {message:?} in the log:\n{}", guard.0.join("\n"));
-            guard = self.log.changed.wait_timeout(guard, left).expect("no holder panics").0;
+            let in_vain = has_ended || Instant::now() >= deadline;
+            assert!(!in_vain, "waited in vain for {message:?} in the log:\n{}", self.log());
         }
     }
 
