@@ -64,7 +64,7 @@ impl Target {
             (Some(_), Some(_)) => {
                 return Err(Failure::usage("--url and --socket cannot be given together: they name two places"));
             }
-            (Some(url), None) => vec![parse_url(url).map_err(|reason| Failure::usage(format!("--url: {reason}")))?],
+            (Some(url), None) => vec![parse_url(url).map_err(|reason| refused_flag(url, &reason))?],
             (None, Some(socket)) => socket_or_tcp(socket.to_owned()),
             (None, None) => match (present("TRADEPOST_URL"), present("TRADEPOST_SOCKET")) {
                 (Some(url), _) => {
@@ -82,6 +82,13 @@ impl Target {
         };
         Ok(Self { places, token })
     }
+}
+
+/// Everybody on this machine can read a command line, so a password on it is worse than a typing mistake.
+fn refused_flag(url: &str, reason: &str) -> Failure {
+    let holds_password = Url::parse(url).is_ok_and(|url| url.password().is_some());
+    let exit = if holds_password { Exit::Configuration } else { Exit::Usage };
+    Failure::Because(exit, format!("--url: {reason}"))
 }
 
 fn default_tcp() -> Place {
@@ -164,7 +171,7 @@ mod tests {
             ("https://h:7700", "https is not spoken here"),
             ("127.0.0.1:7700", "write it like http://127.0.0.1:7700"),
             ("localhost:7700", "has the scheme \"localhost\""),
-            ("http://u:p@h", "--token-file"),
+            ("http://u@h", "--token-file"),
             ("http://h/v1", "must end after host and port"),
             ("http://h?x", "must end after host and port"),
             ("http://", "is not a URL"),
@@ -175,6 +182,9 @@ mod tests {
         }
         let refusal = places(&Typed::default(), &[("TRADEPOST_URL", "https://h")]).unwrap_err();
         assert_eq!(refusal.exit(), Exit::Configuration);
+        let refusal = places(&Typed { url: Some("http://u:s3cret@h"), ..Typed::default() }, &[]).unwrap_err();
+        assert_eq!(refusal.exit(), Exit::Configuration);
+        assert!(!format!("{refusal:?}").contains("s3cret"), "{refusal:?}");
         let default_port = places(&Typed { url: Some("http://sidecar"), ..Typed::default() }, &[]).unwrap();
         assert_eq!(default_port, ["http://sidecar:80"]);
     }
