@@ -62,13 +62,16 @@ impl Problem {
 
     pub(super) fn into_response(self) -> Response<Full<Bytes>> {
         let (status, code, detail) = self.describe();
-        let document = serde_json::json!({
-            "type": "about:blank",
+        let mut document = serde_json::json!({
+            "type": format!("urn:tradepost:problem:{code}"),
             "title": status.canonical_reason(),
             "status": status.as_u16(),
             "code": code,
             "detail": detail,
         });
+        if self == Self::Denied(Denied::BadHost) {
+            document["field"] = "Host".into();
+        }
         let mut response = Response::new(Full::from(document.to_string()));
         *response.status_mut() = status;
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));

@@ -215,8 +215,8 @@ impl Sidecar {
     /// Where metrics are served, once they are.
     #[track_caller]
     pub fn metrics_address(&self) -> SocketAddr {
-        let line = self.log_line("metrics are served");
-        line["address"].as_str().and_then(|text| text.parse().ok()).expect("the address is logged")
+        let line = self.log_line("serving metrics");
+        line["listen"].as_str().and_then(|text| text.parse().ok()).expect("the address is logged")
     }
 
     pub fn metrics_client(&self) -> Client {
