@@ -129,6 +129,8 @@ impl Writer {
             Ok(effects) => effects,
             Err(cause) => {
                 let error = Error::from(cause.clone());
+                // Before anybody is answered: who is told of the failure must not then find us ready.
+                self.core.set_failed(Some(error.clone()));
                 for job in jobs {
                     job.finish(Some(&error), &self.core.metrics);
                 }
