@@ -17,6 +17,7 @@ mod query;
 mod records;
 mod snapshot;
 mod tables;
+mod trial;
 mod verify;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -39,6 +40,7 @@ pub use verify::{VerifyReport, verify};
 use self::backend::{Revocable, Revoker};
 use self::log::LogHead;
 use self::tables::meta;
+use self::trial::Trial;
 use crate::domain::{NodeId, Timestamp};
 
 /// The format that this version writes, and the newest that it reads.
@@ -108,11 +110,14 @@ impl Store {
         let shown = path.clone().unwrap_or_else(|| PathBuf::from("memory"));
         let fail = |error: StoreError| open_error(&shown, error);
         let is_new = backend.len().map_err(|error| fail(error.into()))? == 0;
-        let opened = open_database(&backend, false).map_err(fail)?;
-        if is_new {
+        let (opened, node_id, head) = if is_new {
+            let opened = open_database(&backend, false).map_err(fail)?;
             initialise(&opened.database, mint).map_err(fail)?;
-        }
-        let (node_id, head) = guarded(|| read_head(&opened.database)).map_err(|error| head_error(&shown, error))?;
+            let (node_id, head) = guarded(|| read_head(&opened.database)).map_err(|error| head_error(&shown, error))?;
+            (opened, node_id, head)
+        } else {
+            open_ours(&backend, &shown)?
+        };
         let opened = ArcSwapOption::new(Some(Arc::new(opened)));
         Ok((Self { backend: Mutex::new(Some(backend)), opened, path, node_id }, head))
     }
@@ -258,9 +263,19 @@ pub fn compact(path: &Path) -> Result<CompactReport, OpenError> {
 /// Opens the file of a stopped store for work on the whole of it.
 fn open_stopped(path: &Path) -> Result<(Opened, Arc<dyn StorageBackend>), OpenError> {
     let backend = file::open_existing(path)?.backend;
-    let opened = open_database(&backend, false).map_err(|error| open_error(path, error))?;
-    guarded(|| read_head(&opened.database)).map_err(|error| head_error(path, error))?;
+    let (opened, ..) = open_ours(&backend, path)?;
     Ok((opened, backend))
+}
+
+/// Opens what must be a store of ours, and changes nothing in it unless it is.
+fn open_ours(backend: &Arc<dyn StorageBackend>, shown: &Path) -> Result<(Opened, NodeId, Head), OpenError> {
+    let fail = |error: StoreError| open_error(shown, error);
+    let trial = Arc::new(Trial::of(Arc::clone(backend)).map_err(|error| fail(error.into()))?);
+    let tried: Arc<dyn StorageBackend> = trial.clone();
+    let opened = open_database(&tried, false).map_err(fail)?;
+    let (node_id, head) = guarded(|| read_head(&opened.database)).map_err(|error| head_error(shown, error))?;
+    trial.adopt().map_err(|error| fail(error.into()))?;
+    Ok((opened, node_id, head))
 }
 
 fn open_database(backend: &Arc<dyn StorageBackend>, check: bool) -> Result<Opened, StoreError> {
