@@ -15,6 +15,7 @@ use crate::http::headers;
 use crate::http::json::parse_object;
 use crate::http::query;
 use crate::http::reply::{Answer, Reply, read_aside};
+use crate::metrics::RegisterResult;
 
 /// Register an agent.
 #[utoipa::path(
@@ -31,7 +32,9 @@ pub(crate) async fn register_agent(State(api): State<Api>, mut call: Call) -> An
     let body = call.json_body().await?;
     call.no_query()?;
     let key = call.idempotency_key()?;
-    let registration = parse_object::<RegistrationBody>(body.bytes())?.registration()?;
+    let registration = parse_object::<RegistrationBody>(body.bytes())
+        .and_then(RegistrationBody::registration)
+        .inspect_err(|_| api.metrics.registered(RegisterResult::Error))?;
     let once = call.bind(key, &body)?;
 
     let receipt = api.engine.register(registration, once).await?;
@@ -62,7 +65,9 @@ pub(crate) async fn replace_agent(State(api): State<Api>, mut call: Call) -> Ans
     let body = call.json_body().await?;
     call.no_query()?;
     let when = headers::precondition(call.headers())?;
-    let registration = parse_object::<RegistrationBody>(body.bytes())?.replacement(|| call.agent_id())?;
+    let registration = parse_object::<RegistrationBody>(body.bytes())
+        .and_then(|body| body.replacement(|| call.agent_id()))
+        .inspect_err(|_| api.metrics.registered(RegisterResult::Error))?;
 
     let receipt = api.engine.replace(registration, when).await?;
     let location = format!("/v1/agents/{}", receipt.value.agent.agent_id);
