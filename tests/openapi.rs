@@ -249,7 +249,7 @@ fn tour_discovery_and_operations(described: &mut Described, client: &mut Client)
         ("/v1/discovery/search", "?capability=python&capability=sql&max_cost=100", "?capability=nothing"),
         ("/v1/discovery/recommend", "?capability=python", "?capability=nothing"),
         ("/v1/discovery/least-loaded", "?capability=python", "?capability=nothing"),
-        ("/v1/discovery/random", "", "?capability=nothing"),
+        ("/v1/discovery/random", "?capability=python", "?capability=nothing"),
     ] {
         let found = visit(described, client, path, Request::get(format!("{path}{query}")), 200);
         assert!(found.text().contains("\"thon\""), "{path} found nobody");
@@ -257,6 +257,7 @@ fn tour_discovery_and_operations(described: &mut Described, client: &mut Client)
         visit(described, client, path, Request::get(format!("{path}{none}")), if is_list { 200 } else { 404 });
         visit(described, client, path, Request::get(format!("{path}?capability=%00")), 422);
     }
+    visit(described, client, "/v1/discovery/random", Request::get("/v1/discovery/random"), 200);
     for path in ["/livez", "/readyz", "/metrics", "/v1/status", "/openapi.json"] {
         visit(described, client, path, Request::get(path), 200);
         visit(described, client, path, Request::get(format!("{path}?surplus=1")), 400);
