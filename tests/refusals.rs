@@ -291,6 +291,9 @@ fn a_wrong_method_is_told_the_right_ones() {
     }
 }
 
+/// Query parameters, each with values that break its rule.
+type Parameters<'a> = Vec<(&'a str, &'a [&'a str])>;
+
 fn query_rows() -> Vec<Row> {
     let long = "x".repeat(256);
     let long = long.as_str();
@@ -322,7 +325,7 @@ fn query_rows() -> Vec<Row> {
         ("order", &["", "ascending", "ASC"]),
     ];
     let paging: &[(&str, &[&str])] = &[("limit", &limits), ("cursor", &cursors)];
-    let lists: [(&str, Vec<(&str, &[&str])>); 8] = [
+    let lists: [(&str, Parameters<'_>); 8] = [
         ("/v1/transactions", [filters, paging].concat()),
         ("/v1/export/transactions", filters.to_vec()),
         (
