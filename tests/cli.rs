@@ -93,7 +93,7 @@ fn every_client_command_works_as_json_and_as_a_table() {
         &table("tx record --payer a --provider b --capability c --amount 1e2 --currency EUR"),
         &["100", "EUR", "pending"],
     );
-    let lines = "{\"transaction_id\":\"f1\",\"payer_agent\":\"a\",\"provider_agent\":\"b\",\"capability\":\"c\",\"amount\":\"0.25\"}\n".repeat(1)
+    let lines = "{\"transaction_id\":\"f1\",\"payer_agent\":\"a\",\"provider_agent\":\"b\",\"capability\":\"c\",\"amount\":\"0.25\"}\n".to_owned()
         + "{\"transaction_id\":\"f2\",\"payer_agent\":\"a\",\"provider_agent\":\"b\",\"capability\":\"c\",\"amount\":2}\n";
     let file = home.path().join("lines.ndjson");
     fs::write(&file, lines).unwrap();

@@ -124,11 +124,11 @@ fn turn(prefix: &str, turn: u64) -> Vec<Write> {
             keyed(Request::post("/v1/agents/worker/outcomes", &json!({"success": true})), &format!("{id}-o")),
         ),
     ];
-    if turn % 2 == 0 {
+    if turn.is_multiple_of(2) {
         let request = Request::new("POST", format!("/v1/transactions/{id}/settle"));
         writes.push(write(What::Settle { id: id.clone() }, keyed(request, &format!("{id}-s"))));
     }
-    if turn % 5 == 0 {
+    if turn.is_multiple_of(5) {
         let agent = json!({"agent_id": id, "name": "n", "capabilities": ["sql"], "cost_per_task": 1});
         writes.push(write(
             What::Register { id: id.clone() },

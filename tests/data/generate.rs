@@ -83,7 +83,7 @@ fn agent(number: usize, chance: &mut Chance) -> Value {
         "capacity_per_hour": chance.of(&[1, 10, 30, 30, 500]),
         "availability": chance.of(&["online", "online", "online", "busy", "offline", "maintenance"]),
     });
-    if number % 3 == 0 {
+    if number.is_multiple_of(3) {
         registration["metadata"] = json!({"region": chance.of(&["eu", "us"]), "n": number});
         registration["billing_notes"] = chance.of(&[json!("net 30"), Value::Null]);
     }
@@ -99,7 +99,7 @@ fn agent(number: usize, chance: &mut Chance) -> Value {
             _ => json!({"success": chance.below(4) > 0, "weight": chance.of(&["0.25", "0.5", "1.75"]).parse::<f64>().expect("a number")}),
         })
         .collect();
-    let deltas: Vec<f64> = if is_gone || number % 5 > 0 { Vec::new() } else { vec![1.5, -0.25] };
+    let deltas: Vec<f64> = if is_gone || !number.is_multiple_of(5) { Vec::new() } else { vec![1.5, -0.25] };
     json!({"registration": registration, "outcomes": outcomes, "deltas": deltas})
 }
 
