@@ -62,7 +62,7 @@ pub fn serve(settings: ServeSettings) -> Result<(), ServeError> {
     let metrics = Metrics::default();
     let engine = open_engine(&settings, metrics.clone())?;
     let tcp = bind_tcp(settings.listen)?;
-    let socket = settings.socket.as_deref().map(BoundSocket::bind).transpose()?;
+    let (unix, socket) = settings.socket.as_deref().map(bind_socket).transpose()?.unzip();
 
     let secret = settings.token.as_ref().map(|token| token.secret.clone());
     let access = Arc::new(Access::new(settings.allowed_hosts.clone(), secret));
@@ -83,11 +83,10 @@ pub fn serve(settings: ServeSettings) -> Result<(), ServeError> {
         .map_err(ServeError::io("cannot start the runtime"))?;
     let info = Arc::new(ServerInfo { version: env!("CARGO_PKG_VERSION"), started, listen: ArcSwap::default() });
     let api = Api { engine: engine.clone(), metrics: metrics.clone(), access: Arc::clone(&access), info };
-    let served = runtime.block_on(run(api, settings.metrics_listen, tcp, socket.as_ref(), stopped));
+    let served = runtime.block_on(run(api, settings.metrics_listen, tcp, unix.zip(socket), stopped));
     // Reads that still run on the runtime's threads end with their process; they hold nothing that must be closed.
     runtime.shutdown_background();
     engine.close();
-    drop(socket);
     signal_handle.close();
     if signal_thread.join().is_err() {
         tracing::error!("the signal thread panicked");
@@ -120,16 +119,19 @@ async fn run(
     api: Api,
     metrics_listen: Option<SocketAddr>,
     tcp: TcpListener,
-    socket: Option<&BoundSocket>,
+    socket: Option<(UnixListener, SocketFile)>,
     stopped: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
     let address = tcp.local_addr().map_err(ServeError::io("cannot tell the address that was bound"))?;
     let tcp = tokio::net::TcpListener::from_std(tcp).map_err(ServeError::io(format!("cannot listen on {address}")))?;
     let mut listeners = vec![Listener::Tcp(tcp)];
     let mut addresses = vec![address.to_string()];
-    if let Some(socket) = socket {
-        listeners.push(Listener::Unix(socket.listener()?));
-        addresses.push(format!("unix:{}", socket.path.display()));
+    let mut socket_file = None;
+    if let Some((unix, file)) = socket {
+        let refused = ServeError::io(format!("cannot listen on {}", file.0.display()));
+        listeners.push(Listener::Unix(tokio::net::UnixListener::from_std(unix).map_err(refused)?));
+        addresses.push(format!("unix:{}", file.0.display()));
+        socket_file = Some(file);
     }
     tracing::info!(listen = %addresses.join(" "), node_id = %api.engine.node_id(), "serving the API");
     api.info.listen.store(Arc::new(addresses.clone()));
@@ -154,6 +156,8 @@ async fn run(
     notify_service_manager(&[sd_notify::NotifyState::Ready]);
     http::serve(listeners, api, stopped, Limits::default()).await;
     notify_service_manager(&[sd_notify::NotifyState::Stopping]);
+    // While the store's file is still locked: whoever opens it next makes a socket of its own under this name.
+    drop(socket_file);
     if let Some(exporter) = exporter {
         exporter.join().await;
     }
@@ -209,47 +213,35 @@ fn reload_token(token: Option<&Token>, access: &Access) {
     }
 }
 
-/// A bound Unix socket: private, and removed when dropped.
-struct BoundSocket {
-    path: PathBuf,
-    listener: UnixListener,
-}
+/// The name of a bound Unix socket, removed when dropped.
+struct SocketFile(PathBuf);
 
-impl BoundSocket {
-    /// Binds with mode 0600. A socket that nobody answers on is a leftover and replaced; anything else is left alone.
-    fn bind(path: &Path) -> Result<Self, ServeError> {
-        let error = |source| ServeError::Io { what: format!("cannot listen on {}", path.display()), source };
-        match fs::symlink_metadata(path) {
-            Ok(metadata) if !metadata.file_type().is_socket() => {
-                return Err(error(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file of another kind")));
-            }
-            Ok(_) if UnixStream::connect(path).is_ok() => return Err(error(io::ErrorKind::AddrInUse.into())),
-            Ok(_) => fs::remove_file(path).map_err(error)?,
-            Err(missing) if missing.kind() == io::ErrorKind::NotFound => {}
-            Err(other) => return Err(error(other)),
+/// Binds with mode 0600. A socket that nobody answers on is a leftover and replaced; anything else is left alone.
+fn bind_socket(path: &Path) -> Result<(UnixListener, SocketFile), ServeError> {
+    let error = |source| ServeError::Io { what: format!("cannot listen on {}", path.display()), source };
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(error(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file of another kind")));
         }
-        // The mask makes it private from its first moment; the mode is set again in case the system ignores masks here.
-        let mask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
-        let bound = UnixListener::bind(path);
-        rustix::process::umask(mask);
-        let listener = bound.map_err(error)?;
-        fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(error)?;
-        listener.set_nonblocking(true).map_err(error)?;
-        Ok(Self { path: path.to_owned(), listener })
+        Ok(_) if UnixStream::connect(path).is_ok() => return Err(error(io::ErrorKind::AddrInUse.into())),
+        Ok(_) => fs::remove_file(path).map_err(error)?,
+        Err(missing) if missing.kind() == io::ErrorKind::NotFound => {}
+        Err(other) => return Err(error(other)),
     }
-
-    fn listener(&self) -> Result<tokio::net::UnixListener, ServeError> {
-        self.listener
-            .try_clone()
-            .and_then(tokio::net::UnixListener::from_std)
-            .map_err(ServeError::io(format!("cannot listen on {}", self.path.display())))
-    }
+    // The mask makes it private from its first moment; the mode is set again in case the system ignores masks here.
+    let mask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+    let bound = UnixListener::bind(path);
+    rustix::process::umask(mask);
+    let (listener, file) = (bound.map_err(error)?, SocketFile(path.to_owned()));
+    fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(error)?;
+    listener.set_nonblocking(true).map_err(error)?;
+    Ok((listener, file))
 }
 
-impl Drop for BoundSocket {
+impl Drop for SocketFile {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "the socket could not be removed");
+        if let Err(error) = fs::remove_file(&self.0) {
+            tracing::warn!(path = %self.0.display(), %error, "the socket could not be removed");
         }
     }
 }

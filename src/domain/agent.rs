@@ -13,7 +13,7 @@ use super::reputation::Reputation;
 use super::time::Timestamp;
 
 /// The most capabilities one agent may name.
-pub const MAX_CAPABILITIES: usize = 1_024;
+pub const MAX_CAPABILITIES: usize = 256;
 /// The longest billing notes, in bytes.
 pub const MAX_NOTES_BYTES: usize = 4 * 1024;
 

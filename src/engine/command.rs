@@ -181,7 +181,7 @@ impl<'a, 't> Session<'a, 't> {
 
     /// Removes an agent.
     pub fn remove(&mut self, agent: &Agent) -> Result<(), Stop> {
-        self.batch.remove_agent(agent, self.moment.now)?;
+        self.batch.remove_agent(agent)?;
         self.leases.insert(agent.agent_id.clone(), None);
         self.effects.push(Effect::Remove(agent.agent_id.clone()));
         Ok(())
@@ -257,7 +257,7 @@ impl<C: Repeatable> Command for WithKey<C> {
             return Ok(Receipt { value, created: receipt.created, replayed: true });
         }
         let Once { value, created, subject } = self.command.run_once(session)?;
-        let receipt = StoredReceipt { request: idempotency.request, created, subject, at: session.moment.now };
+        let receipt = StoredReceipt { request: idempotency.request, created, subject, at: session.batch.age() };
         session.batch.put_receipt(&idempotency.key, &receipt)?;
         Ok(Receipt { value, created, replayed: false })
     }

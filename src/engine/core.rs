@@ -1,6 +1,7 @@
 //! What the writer and all handles share.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
@@ -34,6 +35,7 @@ pub struct Core {
     pub rotation: Rotation,
     view: ArcSwap<View>,
     failed: ArcSwapOption<Error>,
+    closing: AtomicBool,
 }
 
 impl Core {
@@ -46,6 +48,7 @@ impl Core {
             rotation: Rotation::default(),
             view: ArcSwap::default(),
             failed: ArcSwapOption::empty(),
+            closing: AtomicBool::new(false),
         }
     }
 
@@ -66,7 +69,20 @@ impl Core {
 
     /// Why writes are refused at present, if they are.
     pub fn failed(&self) -> Option<Error> {
+        if self.is_closing() {
+            return Some(Error::Unavailable("the engine is closed".into()));
+        }
         self.failed.load().as_deref().cloned()
+    }
+
+    /// Refuses commands from here on.
+    pub fn begin_closing(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether commands are refused for good.
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::SeqCst)
     }
 
     /// Says that writes are refused, or that they are taken again.
@@ -76,7 +92,7 @@ impl Core {
 
     /// Closes the store for good.
     pub fn close(&self) {
-        self.set_failed(Some(Error::Unavailable("the engine is closed".into())));
+        self.begin_closing();
         self.store.close();
     }
 }

@@ -22,7 +22,8 @@ pub fn to_position(cursor: &str) -> Result<Position, Invalid> {
             transaction_id: TransactionId::from_stored(id),
         })
     };
-    parse().ok_or_else(bad_cursor)
+    // Only what this module would write itself: no other spelling of the same place.
+    parse().filter(|position| of_transaction(position) == cursor && is_plain(cursor)).ok_or_else(bad_cursor)
 }
 
 /// The cursor behind an agent in an order.
@@ -57,7 +58,11 @@ pub fn to_standing(by: RankBy, cursor: &str) -> Result<Standing, Invalid> {
             capacity_per_hour: capacity,
         })
     };
-    parse().ok_or_else(bad_cursor)
+    parse().filter(|standing| of_agent(by, standing) == cursor && is_plain(cursor)).ok_or_else(bad_cursor)
+}
+
+fn is_plain(cursor: &str) -> bool {
+    cursor.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
 }
 
 fn order_name(by: RankBy) -> &'static str {

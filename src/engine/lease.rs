@@ -52,7 +52,9 @@ impl Lease {
     pub fn renew(&self, moment: Moment, ttl: Ttl) -> Result<Timestamp, Ended> {
         let next = deadline(moment, ttl);
         self.deadline
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |current| (current != ENDED).then_some(next))
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |current| {
+                (current != ENDED).then_some(current.max(next))
+            })
             .map_err(|_| Ended)?;
         let expires_at = moment.now.after(ttl.duration());
         self.expires_at.store(expires_at.as_micros(), Ordering::Release);

@@ -279,8 +279,10 @@ impl Engine {
 
 impl Inner {
     fn close(&self) {
-        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(writer) = writer {
+        self.core.begin_closing();
+        // Held until it is done, so that a second caller waits as well.
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(writer) = writer.take() {
             // An error means that the writer is gone already, which is what is wanted.
             drop(self.messages.send(Message::Stop));
             if writer.join().is_err() {

@@ -19,6 +19,8 @@ use crate::store::{Balance, Position, Snapshot, TransactionFilter};
 
 /// The most entries that are looked at for one page.
 const MAX_READ: usize = 10_000;
+/// A page ends with the agent that brings it to so many bytes of metadata and notes.
+const MAX_PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// Which agents, and in what order.
 #[derive(Debug, Clone, PartialEq)]
@@ -112,23 +114,30 @@ impl Engine {
         let monotonic = self.core().clock.monotonic();
         let live = view.directory.live().ranks(filter.capability.as_ref());
         let expired = view.directory.expired().ranks(filter.capability.as_ref()).filter(|_| filter.include_expired);
-        let mut found: Vec<&Arc<Entry>> = Vec::new();
+        let snapshot = self.core().store.snapshot()?;
+        let mut items: Vec<Profile> = Vec::new();
+        let mut bytes = 0;
         let mut last: Option<&Arc<Entry>> = None;
         let mut more = false;
         let entries = merged(live.into_iter().chain(expired), filter.sort_by, after.as_ref());
         for (read, entry) in entries.enumerate() {
-            if found.len() >= page.limit || read >= MAX_READ {
+            if items.len() >= page.limit || read >= MAX_READ || bytes >= MAX_PAGE_BYTES {
                 more = true;
                 break;
             }
             last = Some(entry);
             let shown = filter.include_expired || entry.lease.is_live(monotonic);
-            if shown && filter.availability.is_none_or(|wanted| entry.standing.availability == wanted) {
-                found.push(entry);
+            if !shown || filter.availability.is_some_and(|wanted| entry.standing.availability != wanted) {
+                continue;
+            }
+            // One that was deleted a moment ago is left out.
+            if let Some(agent) = snapshot.agent(&entry.standing.agent_id)? {
+                bytes += agent.metadata.as_str().len() + agent.billing_notes.as_ref().map_or(0, String::len);
+                items.push(self.profile(agent, &view));
             }
         }
         let next_cursor = last.filter(|_| more).map(|entry| cursor::of_agent(filter.sort_by, &entry.standing));
-        Ok(Page { items: self.profiles(&found, &view)?, next_cursor })
+        Ok(Page { items, next_cursor })
     }
 
     /// Every capability that live agents have, and how many have it.

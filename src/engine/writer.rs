@@ -21,8 +21,7 @@ use super::directory::{Directory, Entry};
 use super::error::Error;
 use super::lease::{Lease, LeaseQueue, Moment};
 use super::loads::{LoadMinutes, Loads, WINDOW_MINUTES};
-use crate::domain::Timestamp;
-use crate::store::{Head, StoreError, minute_of};
+use crate::store::{Head, StoreAge, StoreError, minute_of};
 
 /// The most commands in one batch.
 const MAX_BATCH: usize = 4_096;
@@ -44,6 +43,15 @@ pub enum Message {
     Stop,
 }
 
+impl Message {
+    fn job(self) -> Option<Box<dyn Job>> {
+        match self {
+            Self::Run(job) => Some(job),
+            Self::Stop => None,
+        }
+    }
+}
+
 /// The writer's own state.
 pub struct Writer {
     core: Arc<Core>,
@@ -55,14 +63,16 @@ pub struct Writer {
     load_minutes: LoadMinutes,
     leases: LeaseQueue,
     next_housekeeping: Duration,
-    /// Wall time as it was at start plus monotonic time since: what a jump of the clock does not age.
-    started: Moment,
+    /// Monotonic time, and the store's age, when this writer started.
+    started: Duration,
+    opened_at_age: StoreAge,
 }
 
 impl Writer {
     /// Builds what is derived from the store, and publishes it.
     pub fn start(core: Arc<Core>, messages: Receiver<Message>, head: Head, random: StdRng) -> Result<Self, StoreError> {
-        let started = core.moment();
+        let started = core.clock.monotonic();
+        let opened_at_age = StoreAge(head.totals().age_micros);
         let mut writer = Self {
             core,
             messages,
@@ -74,15 +84,17 @@ impl Writer {
             leases: LeaseQueue::default(),
             next_housekeeping: Duration::ZERO,
             started,
+            opened_at_age,
         };
         writer.rebuild()?;
         Ok(writer)
     }
 
-    /// Runs until told to stop or until nobody is left who could.
+    /// Runs until told to stop or until nobody is left who could. What was submitted before that is still committed;
+    /// since the core refuses commands from the moment it is closing, that comes to an end.
     pub fn run(mut self) {
         let mut stop = false;
-        loop {
+        while !stop {
             let mut jobs: Vec<Box<dyn Job>> = Vec::new();
             match self.messages.recv_timeout(self.until_next_timer()) {
                 Ok(Message::Run(job)) => jobs.push(job),
@@ -96,14 +108,23 @@ impl Writer {
                     Err(_) => break,
                 }
             }
-            if let Err(cause) = self.run_batch(jobs) {
-                stop |= self.recover(cause);
-            }
-            if stop && self.messages.is_empty() {
+            stop |= self.run_or_recover(jobs);
+        }
+        loop {
+            let rest: Vec<Box<dyn Job>> = self.messages.try_iter().filter_map(Message::job).take(MAX_BATCH).collect();
+            if rest.is_empty() || self.run_or_recover(rest) {
                 break;
             }
         }
         self.core.close();
+    }
+
+    /// Whether the engine is to stop.
+    fn run_or_recover(&mut self, jobs: Vec<Box<dyn Job>>) -> bool {
+        match self.run_batch(jobs) {
+            Ok(()) => false,
+            Err(cause) => self.recover(cause),
+        }
     }
 
     fn until_next_timer(&self) -> Duration {
@@ -154,15 +175,15 @@ impl Writer {
         housekeeping: bool,
     ) -> Result<Vec<Effect>, StoreError> {
         let (directory, random, default_ttl) = (&self.directory, &mut self.random, self.core.default_ttl);
-        let aged = self.started.now.after(moment.monotonic.saturating_sub(self.started.monotonic));
+        let age = self.opened_at_age.after(moment.monotonic.saturating_sub(self.started));
         let (effects, purged) = self.core.store.write(&mut self.head, |batch| {
             let mut purged = 0;
+            batch.grow_to(age);
             if housekeeping {
-                let receipts_before = Timestamp::from_micros(aged.as_micros() - duration_micros(RECEIPTS_KEPT));
-                purged = purged.max(batch.purge_receipts(receipts_before, MAX_PURGE)?);
-                let oldest_minute = minute_of(aged).saturating_sub(WINDOW_MINUTES + 1);
+                purged = purged.max(batch.purge_receipts(age.before(RECEIPTS_KEPT), MAX_PURGE)?);
+                let oldest_minute = minute_of(moment.now).saturating_sub(WINDOW_MINUTES + 1);
                 purged = purged.max(batch.purge_loads(oldest_minute, MAX_PURGE)?);
-                purged = purged.max(batch.purge_tombstones(aged, MAX_PURGE)?);
+                purged = purged.max(batch.purge_tombstones(MAX_PURGE)?);
             }
             let mut session = Session::new(batch, directory, moment, default_ttl, random);
             for job in jobs {
@@ -257,15 +278,13 @@ impl Writer {
     fn recover(&mut self, mut cause: StoreError) -> bool {
         tracing::error!(error = %cause, "a commit failed; nothing is acknowledged until the store is sound again");
         let mut retry = Duration::ZERO;
+        let mut latched = true;
         loop {
             self.core.set_failed(Some(Error::from(cause.clone())));
             let began = self.core.clock.monotonic();
-            let reopened = sound(|| self.reopen());
+            let attempt = self.try_recover(&mut latched);
             let took = self.core.clock.monotonic().saturating_sub(began);
-            if self.answer_with_failure(&cause, retry) {
-                return true;
-            }
-            match reopened.and_then(|()| sound(|| self.core.store.probe())) {
+            match attempt {
                 Ok(()) => {
                     self.core.set_failed(None);
                     tracing::info!("the store was reopened and verified; writes are taken again");
@@ -278,7 +297,23 @@ impl Writer {
             }
             // A large file takes a while to check, and cannot be read meanwhile: the larger, the rarer.
             retry = (retry * 2).clamp(FIRST_RETRY, LONGEST_RETRY).max((took * 10).min(LONGEST_CHECK_RETRY));
+            if self.core.is_closing() || self.answer_with_failure(&cause, retry) {
+                return true;
+            }
         }
+    }
+
+    /// Reopens where redb has latched an error, and finds out whether the disk takes writes: first without the store,
+    /// since a failed write would latch it again and take it from its readers.
+    fn try_recover(&mut self, latched: &mut bool) -> Result<(), StoreError> {
+        if *latched {
+            sound(|| self.reopen())?;
+            *latched = false;
+        }
+        self.core.store.try_disk()?;
+        *latched = true;
+        sound(|| self.core.store.probe())?;
+        Ok(())
     }
 
     fn reopen(&mut self) -> Result<(), StoreError> {
@@ -304,8 +339,4 @@ impl Writer {
 fn sound<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
     catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|_| Err(StoreError::Damaged("reading the file panicked".to_owned())))
-}
-
-fn duration_micros(duration: Duration) -> i64 {
-    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }

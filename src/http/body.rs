@@ -24,19 +24,25 @@ const DISCARD_LIMIT: u64 = 16 * 1024 * 1024;
 const DISCARD_TIME: Duration = Duration::from_secs(5);
 const KIB: usize = 1024;
 
-/// How many bytes of bodies may be held at once by the whole process, in KiB permits.
+/// How many bytes of bodies may be held at once by the whole process, in KiB permits. Batches have a share of their own,
+/// so that a few that trickle in leave room for everybody else's.
 #[derive(Debug, Clone)]
-pub(crate) struct Budget(Arc<Semaphore>);
+pub(crate) struct Budget {
+    batches: Arc<Semaphore>,
+    others: Arc<Semaphore>,
+}
 
 impl Budget {
     pub(crate) fn new(bytes: usize) -> Self {
-        Self(Arc::new(Semaphore::new(bytes / KIB)))
+        let share = || Arc::new(Semaphore::new(bytes / KIB));
+        Self { batches: share(), others: share() }
     }
 
-    fn take(&self, kib: usize) -> Result<OwnedSemaphorePermit, Problem> {
+    fn take(&self, kib: usize, limit: usize) -> Result<OwnedSemaphorePermit, Problem> {
+        let share = if limit > BODY_LIMIT { &self.batches } else { &self.others };
         u32::try_from(kib)
             .ok()
-            .and_then(|kib| Arc::clone(&self.0).try_acquire_many_owned(kib).ok())
+            .and_then(|kib| Arc::clone(share).try_acquire_many_owned(kib).ok())
             .ok_or_else(|| Problem::new(Code::Overloaded, "too many request bodies are being read; try again shortly"))
     }
 }
@@ -77,7 +83,7 @@ pub(crate) async fn read(mut body: Body, limit: usize, budget: &Budget) -> Resul
         }
         let needed = length.div_ceil(KIB);
         if needed > reserved {
-            let more = budget.take(needed - reserved)?;
+            let more = budget.take(needed - reserved, limit)?;
             reserved = needed;
             match &mut read.share {
                 Some(share) => share.merge(more),

@@ -77,7 +77,7 @@ pub struct Limits {
     pub write_deadline: Duration,
     /// How long running requests are waited for at shutdown.
     pub shutdown_deadline: Duration,
-    /// How many bytes of request bodies are held at once, in all.
+    /// How many bytes of request bodies are held at once: so many of batches, and as many of all others.
     pub buffered_bytes: usize,
     /// How many connections are held at once, in all; `None` for what the descriptors allow, at most 4096.
     pub connections: Option<usize>,
@@ -91,7 +91,7 @@ impl Default for Limits {
             idle_deadline: Duration::from_secs(75),
             write_deadline: Duration::from_secs(30),
             shutdown_deadline: Duration::from_secs(8),
-            buffered_bytes: 64 * 1024 * 1024,
+            buffered_bytes: 32 * 1024 * 1024,
             connections: None,
         }
     }

@@ -11,7 +11,7 @@ use redb::{ReadableTable, Table, WriteTransaction};
 use super::codec;
 use super::error::StoreError;
 use super::query;
-use super::records::{AgentV1, BalanceV1, ReceiptV1, TombstoneV1, TotalsV1, TransactionV1, status_code};
+use super::records::{AgentV1, BalanceV1, ReceiptV1, StoreAge, TombstoneV1, TotalsV1, TransactionV1, status_code};
 use super::tables::{self, LoadKey, OPEN_SCOPE, Roles, Tally, TxKey, id_key, index_key, minute_of};
 use super::{Head, log};
 use crate::domain::fold::{Fold, fold};
@@ -118,6 +118,16 @@ impl<'t> Batch<'t> {
         self.node_id
     }
 
+    /// How long this store has been open in all: a time that no wall clock can jump.
+    pub fn age(&self) -> StoreAge {
+        StoreAge(self.head.totals.age_micros)
+    }
+
+    /// Moves the age on. It is written with the next change.
+    pub fn grow_to(&mut self, age: StoreAge) {
+        self.head.totals.age_micros = self.head.totals.age_micros.max(age.0);
+    }
+
     /// A revision that no deleted agent has passed.
     pub fn revision_floor(&self) -> u64 {
         self.head.totals.revision_floor
@@ -154,17 +164,13 @@ impl<'t> Batch<'t> {
     }
 
     /// Deletes an agent and keeps a tombstone for as long as its lease could run elsewhere.
-    pub fn remove_agent(&mut self, agent: &Agent, now: Timestamp) -> Result<(), StoreError> {
+    pub fn remove_agent(&mut self, agent: &Agent) -> Result<(), StoreError> {
         self.changed = true;
         let id = agent.agent_id.as_str();
         let previous = self.stored_agent(&agent.agent_id)?.map(|stored| stored.change_seq);
         let change_seq = self.next_change(id, previous)?;
-        let tombstone = TombstoneV1 {
-            revision: agent.revision,
-            deleted_at: now,
-            keep_until: now.after(agent.ttl.duration()),
-            change_seq,
-        };
+        let tombstone =
+            TombstoneV1 { revision: agent.revision, keep_until: self.age().after(agent.ttl.duration()), change_seq };
         self.tombstones.insert(id, codec::encode(&tombstone).as_slice())?;
         if self.agents.remove(id)?.is_some() {
             self.head.totals.agents -= 1;
@@ -175,11 +181,11 @@ impl<'t> Batch<'t> {
     }
 
     /// Forgets at most `limit` tombstones whose time has passed.
-    pub fn purge_tombstones(&mut self, now: Timestamp, limit: usize) -> Result<usize, StoreError> {
+    pub fn purge_tombstones(&mut self, limit: usize) -> Result<usize, StoreError> {
         let mut due = Vec::new();
         for entry in self.tombstones.iter()? {
             let (id, row) = entry?;
-            if codec::decode::<TombstoneV1>(row.value())?.keep_until <= now {
+            if codec::decode::<TombstoneV1>(row.value())?.keep_until <= self.age() {
                 due.push(id.value().to_owned());
                 if due.len() == limit {
                     break;
@@ -223,12 +229,12 @@ impl<'t> Batch<'t> {
         Ok(Some(StoredTransaction { key, row, events, fold }))
     }
 
-    /// The time to record a transaction at: now, and after the newest one unless the clock went back by more than a
+    /// The time to record a transaction at: now, and after the last one unless the clock went back by more than a
     /// second, so that transactions of one node hardly ever share a microsecond.
     pub fn recording_time(&self, now: Timestamp) -> Timestamp {
-        match self.head.newest_created {
-            Some(newest) if newest >= now && newest.as_micros() - now.as_micros() < 1_000_000 => {
-                Timestamp::from_micros(newest.as_micros() + 1)
+        match self.head.last_recorded {
+            Some(last) if last >= now && last.as_micros() - now.as_micros() < 1_000_000 => {
+                Timestamp::from_micros(last.as_micros() + 1)
             }
             _ => now,
         }
@@ -260,6 +266,7 @@ impl<'t> Batch<'t> {
         self.move_amounts(&row, facts, None, Some(pending))?;
         self.count_load(event.at, provider, &facts.capability)?;
         self.head.newest_created = self.head.newest_created.max(Some(key.created_at));
+        self.head.last_recorded = Some(key.created_at);
         Ok(())
     }
 
@@ -401,7 +408,7 @@ impl<'t> Batch<'t> {
     }
 
     /// Forgets at most `limit` idempotency keys that were used before `before`.
-    pub fn purge_receipts(&mut self, before: Timestamp, limit: usize) -> Result<usize, StoreError> {
+    pub fn purge_receipts(&mut self, before: StoreAge, limit: usize) -> Result<usize, StoreError> {
         let first = [0; 24];
         let end = tables::receipt_age_key(before, &[0; 16]);
         let due = self
@@ -422,7 +429,7 @@ impl<'t> Batch<'t> {
 
 impl Head {
     pub(super) fn empty() -> Self {
-        Self { log: log::LogHead::default(), totals: TotalsV1::default(), newest_created: None }
+        Self { log: log::LogHead::default(), totals: TotalsV1::default(), newest_created: None, last_recorded: None }
     }
 
     /// The counters of the whole store as of the last commit.

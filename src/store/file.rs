@@ -1,7 +1,7 @@
 //! The file on disk: created whole or not at all, private, and held by one process.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,7 +39,7 @@ pub fn create_if_missing(
         let path = path.to_owned();
         move |source| OpenError::Io { path, source }
     };
-    if path.try_exists().map_err(io_error(path))? {
+    if is_taken(path).map_err(io_error(path))? {
         return Ok(());
     }
     let directory = parent_of(path);
@@ -47,7 +47,7 @@ pub fn create_if_missing(
     // Two processes may get here at once: the directory's lock lets one of them create.
     let handle = File::open(&directory).map_err(io_error(&directory))?;
     handle.lock().map_err(io_error(&directory))?;
-    if path.try_exists().map_err(io_error(path))? {
+    if is_taken(path).map_err(io_error(path))? {
         return Ok(());
     }
     let mut name = std::ffi::OsString::from(".");
@@ -75,7 +75,40 @@ pub fn create_if_missing(
     handle.sync_all().map_err(io_error(&directory))
 }
 
-/// Opens and locks an existing file and makes it private.
+/// Whether anything lies under `path`: a link too, for what it points to may only be unmounted for now.
+fn is_taken(path: &Path) -> io::Result<bool> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes a file private that has been recognised as a store.
+pub fn make_private(path: &Path) -> Result<(), OpenError> {
+    let private = || {
+        if fs::metadata(path)?.permissions().mode() & 0o077 == 0 {
+            return Ok(());
+        }
+        fs::set_permissions(path, Permissions::from_mode(0o600))
+    };
+    private().map_err(|source| OpenError::Io { path: path.to_owned(), source })
+}
+
+/// Writes and syncs a file beside the store and removes it again: whether the disk takes writes, found out without the
+/// store.
+pub fn try_disk(path: &Path, bytes: usize) -> io::Result<()> {
+    let scratch = parent_of(path).join(".tradepost.probe");
+    let written =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&scratch).and_then(|mut file| {
+            file.write_all(&vec![0xa5; bytes])?;
+            file.sync_all()
+        });
+    let removed = fs::remove_file(&scratch);
+    written.and(removed)
+}
+
+/// Opens and locks an existing file.
 pub fn open_existing(path: &Path) -> Result<LockedFile, OpenError> {
     let file = OpenOptions::new().read(true).write(true).open(path).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => OpenError::NotFound(path.to_owned()),
@@ -85,10 +118,6 @@ pub fn open_existing(path: &Path) -> Result<LockedFile, OpenError> {
         _ => OpenError::Io { path: path.to_owned(), source },
     })?;
     let metadata = file.metadata().map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
-    if metadata.permissions().mode() & 0o077 != 0 {
-        file.set_permissions(Permissions::from_mode(0o600))
-            .map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
-    }
     if metadata.len() == 0 {
         return Err(OpenError::Damaged { path: path.to_owned(), reason: "it is empty".to_owned() });
     }

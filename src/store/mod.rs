@@ -32,7 +32,9 @@ pub use batch::{Batch, Publish, StoredTransaction};
 pub use error::{OpenError, StoreError};
 pub use file::create_directory;
 pub use query::{Position, TransactionFilter, TransactionPage};
-pub use records::{BalanceSideV1 as BalanceSide, BalanceV1 as Balance, ReceiptV1 as Receipt, TotalsV1 as Totals};
+pub use records::{
+    BalanceSideV1 as BalanceSide, BalanceV1 as Balance, ReceiptV1 as Receipt, StoreAge, TotalsV1 as Totals,
+};
 pub use snapshot::{Load, Snapshot};
 pub use tables::minute_of;
 pub use verify::{VerifyReport, verify};
@@ -82,6 +84,8 @@ pub struct Head {
     log: LogHead,
     totals: Totals,
     newest_created: Option<Timestamp>,
+    /// When the last transaction was recorded here, which a clock that went back may have put before the newest.
+    last_recorded: Option<Timestamp>,
 }
 
 impl Store {
@@ -93,7 +97,9 @@ impl Store {
             store.close();
             Ok(())
         })?;
-        Self::open_backend(file::open_existing(path)?.backend, Some(path.to_owned()), mint)
+        let opened = Self::open_backend(file::open_existing(path)?.backend, Some(path.to_owned()), mint)?;
+        file::make_private(path)?;
+        Ok(opened)
     }
 
     /// A store that is gone with the process.
@@ -116,7 +122,8 @@ impl Store {
             let (node_id, head) = guarded(|| read_head(&opened.database)).map_err(|error| head_error(&shown, error))?;
             (opened, node_id, head)
         } else {
-            open_ours(&backend, &shown)?
+            let (opened, (node_id, head)) = open_ours(&backend, &shown, read_head)?;
+            (opened, node_id, head)
         };
         let opened = ArcSwapOption::new(Some(Arc::new(opened)));
         Ok((Self { backend: Mutex::new(Some(backend)), opened, path, node_id }, head))
@@ -175,6 +182,14 @@ impl Store {
             *head = after;
             Ok(result)
         })
+    }
+
+    /// Whether the disk takes writes, as far as that can be told without the store: readers are not disturbed.
+    pub fn try_disk(&self) -> Result<(), StoreError> {
+        match &self.path {
+            Some(path) => Ok(file::try_disk(path, PROBE_BYTES)?),
+            None => Ok(()),
+        }
     }
 
     /// Writes, syncs and removes a row of [`PROBE_BYTES`], to find out whether the disk takes writes.
@@ -244,7 +259,7 @@ pub struct CompactReport {
 /// Shrinks the file of a stopped store.
 pub fn compact(path: &Path) -> Result<CompactReport, OpenError> {
     let fail = |error: StoreError| open_error(path, error);
-    let (mut opened, backend) = open_stopped(path)?;
+    let (mut opened, backend, _) = open_stopped(path)?;
     let before_bytes = backend.len().map_err(|error| fail(error.into()))?;
     guarded(|| {
         // Each pass moves what the last one freed; it says whether another may help.
@@ -261,21 +276,25 @@ pub fn compact(path: &Path) -> Result<CompactReport, OpenError> {
 }
 
 /// Opens the file of a stopped store for work on the whole of it.
-fn open_stopped(path: &Path) -> Result<(Opened, Arc<dyn StorageBackend>), OpenError> {
+fn open_stopped(path: &Path) -> Result<(Opened, Arc<dyn StorageBackend>, NodeId), OpenError> {
     let backend = file::open_existing(path)?.backend;
-    let (opened, ..) = open_ours(&backend, path)?;
-    Ok((opened, backend))
+    let (opened, node_id) = open_ours(&backend, path, read_identity)?;
+    Ok((opened, backend, node_id))
 }
 
-/// Opens what must be a store of ours, and changes nothing in it unless it is.
-fn open_ours(backend: &Arc<dyn StorageBackend>, shown: &Path) -> Result<(Opened, NodeId, Head), OpenError> {
+/// Opens what `recognise` takes for a store of ours, and changes nothing in it unless it does.
+fn open_ours<T>(
+    backend: &Arc<dyn StorageBackend>,
+    shown: &Path,
+    recognise: impl FnOnce(&Database) -> Result<T, HeadError>,
+) -> Result<(Opened, T), OpenError> {
     let fail = |error: StoreError| open_error(shown, error);
     let trial = Arc::new(Trial::of(Arc::clone(backend)).map_err(|error| fail(error.into()))?);
     let tried: Arc<dyn StorageBackend> = trial.clone();
     let opened = open_database(&tried, false).map_err(fail)?;
-    let (node_id, head) = guarded(|| read_head(&opened.database)).map_err(|error| head_error(shown, error))?;
+    let recognised = guarded(|| recognise(&opened.database)).map_err(|error| head_error(shown, error))?;
     trial.adopt().map_err(|error| fail(error.into()))?;
-    Ok((opened, node_id, head))
+    Ok((opened, recognised))
 }
 
 fn open_database(backend: &Arc<dyn StorageBackend>, check: bool) -> Result<Opened, StoreError> {
@@ -328,7 +347,8 @@ impl<E: Into<StoreError>> From<E> for HeadError {
     }
 }
 
-fn read_head(database: &Database) -> Result<(NodeId, Head), HeadError> {
+/// Whether the file is one of ours, of a format that this version knows; whose it is.
+fn read_identity(database: &Database) -> Result<NodeId, HeadError> {
     let transaction = database.begin_read()?;
     let table = match transaction.open_table(tables::META) {
         Err(redb::TableError::TableDoesNotExist(_)) => {
@@ -345,13 +365,28 @@ fn read_head(database: &Database) -> Result<(NodeId, Head), HeadError> {
     if format > FORMAT {
         return Err(HeadError::Newer(format));
     }
+    if format == 0 {
+        return Err(malformed(meta::FORMAT).into());
+    }
     let node_id = field(meta::NODE_ID)?.try_into().map(NodeId::from_bytes).map_err(|_| malformed(meta::NODE_ID))?;
+    Ok(node_id)
+}
+
+/// Where the next batch goes on. What every write relies on is checked here.
+fn read_head(database: &Database) -> Result<(NodeId, Head), HeadError> {
+    let node_id = read_identity(database)?;
+    let transaction = database.begin_read()?;
     let snapshot = Snapshot::new(transaction);
-    let head = Head {
-        log: snapshot.log_head()?,
-        totals: snapshot.totals()?,
-        newest_created: snapshot.newest_transaction()?.map(|key| key.created_at),
-    };
+    snapshot.require_tables()?;
+    let newest_created = snapshot.newest_transaction()?.map(|key| key.created_at);
+    let head =
+        Head { log: snapshot.log_head()?, totals: snapshot.totals()?, newest_created, last_recorded: newest_created };
+    if head.log.seq != head.totals.events {
+        let (rows, counted) = (head.log.seq, head.totals.events);
+        return Err(
+            StoreError::Damaged(format!("the ledger log ends at row {rows}, but {counted} were written")).into()
+        );
+    }
     Ok((node_id, head))
 }
 

@@ -1,6 +1,6 @@
 //! Pages of transactions: which index to walk, and how far.
 //!
-//! A page reads at most [`MAX_READ`] entries, whatever matches. Entries of one microsecond are put into the order of
+//! A page reads at most [`MAX_READ`] entries, whatever matches, and holds a bounded number of bytes. Entries of one microsecond are put into the order of
 //! their ids before they are filtered, so that a page may begin after any entry.
 
 use redb::{ReadableTable, StorageError};
@@ -18,6 +18,8 @@ use crate::domain::{
 
 /// The most entries that are read for one page.
 pub const MAX_READ: usize = 10_000;
+/// A page ends with the transaction that brings it to so many bytes of contexts and evidence.
+const MAX_PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// Which transactions, and in what order.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -92,6 +94,7 @@ pub fn page(
         log: snapshot.table(tables::LEDGER_LOG)?,
         transactions,
         read: 0,
+        bytes: 0,
         page: TransactionPage { items: Vec::new(), next: None },
     };
     let mut group: Vec<(TxKey, u8)> = Vec::new();
@@ -226,6 +229,7 @@ struct Walk<'a, T, L> {
     transactions: T,
     log: L,
     read: usize,
+    bytes: usize,
     page: TransactionPage,
 }
 
@@ -235,7 +239,7 @@ where
     L: ReadableTable<u64, &'static [u8]>,
 {
     fn is_full(&self) -> bool {
-        self.page.items.len() >= self.limit || self.read >= MAX_READ
+        self.page.items.len() >= self.limit || self.read >= MAX_READ || self.bytes >= MAX_PAGE_BYTES
     }
 
     /// Takes the entries of one microsecond; whether the page ends within them.
@@ -323,6 +327,8 @@ where
     fn take(&mut self, transaction: Transaction) {
         self.page.next = Some(position(&transaction));
         if self.filter.capability.as_ref().is_none_or(|wanted| transaction.facts.capability == *wanted) {
+            let evidence: usize = transaction.evidence.iter().map(String::len).sum();
+            self.bytes += transaction.facts.context.as_str().len() + evidence;
             self.page.items.push(transaction);
         }
     }

@@ -4,6 +4,7 @@
 //! closed set are checked, since a file may be damaged.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -101,15 +102,31 @@ impl AgentV1 {
     }
 }
 
+/// How long a store has been open in all, in microseconds. Unlike the wall clock it never jumps, so what is kept for a
+/// while is kept for at least that while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct StoreAge(pub u64);
+
+impl StoreAge {
+    /// This age and a while.
+    pub fn after(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)))
+    }
+
+    /// A while before this age; the store's beginning at the earliest.
+    pub fn before(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)))
+    }
+}
+
 /// What is kept of a deleted agent until its lease would have run out everywhere.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TombstoneV1 {
     /// The last revision it had.
     pub revision: u64,
-    /// When it was deleted.
-    pub deleted_at: Timestamp,
-    /// When this may be forgotten.
-    pub keep_until: Timestamp,
+    /// The store's age at which this may be forgotten.
+    pub keep_until: StoreAge,
     /// Its entry in the agent changes.
     pub change_seq: u64,
 }
@@ -184,6 +201,11 @@ impl EventV1 {
             at: event.at,
             body,
         }
+    }
+
+    /// The node that wrote it.
+    pub fn author(&self) -> NodeId {
+        self.node_id
     }
 
     pub fn into_domain(self) -> Event {
@@ -322,6 +344,8 @@ pub struct TotalsV1 {
     pub change_seq: u64,
     /// The highest revision that a deleted agent had.
     pub revision_floor: u64,
+    /// See [`StoreAge`].
+    pub age_micros: u64,
 }
 record!(TotalsV1, 1, "totals");
 
@@ -340,7 +364,7 @@ pub struct ReceiptV1 {
     pub created: bool,
     /// The id of the agent or transaction that it wrote.
     pub subject: String,
-    /// When, so that it can be forgotten.
-    pub at: Timestamp,
+    /// The store's age when it was remembered, so that it can be forgotten.
+    pub at: StoreAge,
 }
 record!(ReceiptV1, 1, "receipt");

@@ -47,6 +47,22 @@ impl Snapshot {
         })
     }
 
+    /// Every table of this format is there; one that is not would look like an empty one to the next write.
+    pub(super) fn require_tables(&self) -> Result<(), StoreError> {
+        self.table(tables::LEDGER_LOG)?;
+        self.table(tables::TRANSACTIONS)?;
+        self.table(tables::TRANSACTION_IDS)?;
+        self.table(tables::TRANSACTION_INDEX)?;
+        self.table(tables::TALLIES)?;
+        self.table(tables::AGENT_NUMBERS)?;
+        self.table(tables::AGENTS)?;
+        self.table(tables::AGENT_CHANGES)?;
+        self.table(tables::TOMBSTONES)?;
+        self.table(tables::RECEIPTS)?;
+        self.table(tables::RECEIPT_AGES)?;
+        Ok(())
+    }
+
     /// The counters of the whole store.
     pub fn totals(&self) -> Result<TotalsV1, StoreError> {
         let row = self.table(tables::TALLIES)?.get(Tally::Totals.to_bytes().as_slice())?;

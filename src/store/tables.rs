@@ -16,6 +16,7 @@
 
 use redb::TableDefinition;
 
+use super::records::StoreAge;
 use crate::domain::{Currency, Role, Timestamp, TransactionId};
 
 pub const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
@@ -242,9 +243,9 @@ pub fn receipt_key(idempotency_key: &str) -> [u8; 16] {
 }
 
 /// The key of `receipt_ages`: when, then which.
-pub fn receipt_age_key(at: Timestamp, receipt: &[u8; 16]) -> [u8; 24] {
+pub fn receipt_age_key(at: StoreAge, receipt: &[u8; 16]) -> [u8; 24] {
     let mut bytes = [0; 24];
-    bytes[..8].copy_from_slice(&ordered(at));
+    bytes[..8].copy_from_slice(&at.0.to_be_bytes());
     bytes[8..].copy_from_slice(receipt);
     bytes
 }

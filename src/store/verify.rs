@@ -18,7 +18,7 @@ use super::tables::{
 };
 use super::{guarded, open_error, open_stopped};
 use crate::domain::fold::fold;
-use crate::domain::{Capability, Currency, EventBody};
+use crate::domain::{Capability, Currency, EventBody, NodeId};
 
 /// The most findings that are kept in words; further ones are only counted.
 const MAX_FINDINGS: usize = 100;
@@ -64,7 +64,7 @@ impl VerifyReport {
 ///
 /// When the file cannot be opened at all; what is wrong within it stands in the report.
 pub fn verify(path: &Path, progress: &mut dyn FnMut(&'static str, u64, u64)) -> Result<VerifyReport, OpenError> {
-    let (mut opened, backend) = open_stopped(path)?;
+    let (mut opened, backend, node_id) = open_stopped(path)?;
     let mut report = VerifyReport {
         bytes: backend.len().map_err(|error| open_error(path, error.into()))?,
         ..VerifyReport::default()
@@ -80,7 +80,7 @@ pub fn verify(path: &Path, progress: &mut dyn FnMut(&'static str, u64, u64)) -> 
     }
     let checked = guarded(|| {
         let snapshot = Snapshot::new(opened.database.begin_read()?);
-        let mut check = Check { snapshot: &snapshot, report: std::mem::take(&mut report), progress };
+        let mut check = Check { snapshot: &snapshot, node_id, report: std::mem::take(&mut report), progress };
         let outcome = check.everything();
         report = check.report;
         outcome
@@ -93,6 +93,7 @@ pub fn verify(path: &Path, progress: &mut dyn FnMut(&'static str, u64, u64)) -> 
 
 struct Check<'a> {
     snapshot: &'a Snapshot,
+    node_id: NodeId,
     report: VerifyReport,
     progress: &'a mut dyn FnMut(&'static str, u64, u64),
 }
@@ -140,9 +141,10 @@ impl Check<'_> {
             }
             previous = row.hash;
             match codec::decode::<EventV1>(row.event) {
-                Ok(event) if event.node_seq == seq => {}
+                Ok(event) if event.node_seq == seq && event.author() == self.node_id => {}
                 Ok(event) => {
-                    self.report.find(format!("ledger log: row {seq} holds the event of row {}", event.node_seq));
+                    let (author, written) = (event.author(), event.node_seq);
+                    self.report.find(format!("ledger log: row {seq} holds row {written} of node {author}"));
                 }
                 Err(error) => self.report.find(format!("ledger log: row {seq}: {error}")),
             }
@@ -164,13 +166,25 @@ impl Check<'_> {
         for entry in table.iter()? {
             let (key, row) = entry?;
             let key = TxKey::from_bytes(key.value());
-            let row: TransactionV1 = codec::decode(row.value())?;
+            let row: TransactionV1 = match codec::decode(row.value()) {
+                Ok(row) => row,
+                Err(error) => {
+                    self.report.find(format!("the transaction of {}: {error}", key.created_at));
+                    continue;
+                }
+            };
             for seq in &row.events {
                 if !seen_events.insert(*seq) {
                     self.report.find(format!("ledger log: row {seq} belongs to two transactions"));
                 }
             }
-            let events = row.events.iter().map(|seq| log::read(&log, *seq)).collect::<Result<Vec<_>, _>>()?;
+            let events = match row.events.iter().map(|seq| log::read(&log, *seq)).collect::<Result<Vec<_>, _>>() {
+                Ok(events) => events,
+                Err(error) => {
+                    self.report.find(format!("the transaction of {}: {error}", key.created_at));
+                    continue;
+                }
+            };
             self.transaction(key, &row, &events, &ids, &index, &mut expected)?;
             self.report.transactions += 1;
             self.step("transactions", self.report.transactions, length);

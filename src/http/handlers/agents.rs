@@ -4,7 +4,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 
 use crate::domain::ranking::RankBy;
-use crate::engine::{AgentFilter, PageRequest};
+use crate::engine::{AgentFilter, Error, PageRequest};
 use crate::http::Api;
 use crate::http::call::{Call, expect_nothing};
 use crate::http::dto::agents::{
@@ -265,9 +265,12 @@ pub(crate) async fn list_agents(State(api): State<Api>, call: Call) -> Answer {
     let limit = query::limit(limit)?;
     let cursor = cursor.map(query::Value::into_text);
 
-    let page = read_aside(move || api.engine.agents(&filter, PageRequest { limit, cursor: cursor.as_deref() })).await?;
-    let items = page.items.iter().map(Profile::from).collect();
-    Reply::json(&List { items, next_cursor: page.next_cursor }).into()
+    let reply = read_aside(move || {
+        let page = api.engine.agents(&filter, PageRequest { limit, cursor: cursor.as_deref() })?;
+        let items = page.items.iter().map(Profile::from).collect();
+        Ok::<_, Error>(Reply::json(&List { items, next_cursor: page.next_cursor }))
+    });
+    reply.await?.into()
 }
 
 /// How many live agents have each capability.

@@ -4,7 +4,7 @@ use axum::extract::State;
 use serde::de::DeserializeOwned;
 
 use crate::domain::{Decision, Role, TransactionStatus};
-use crate::engine::{PageRequest, TransactionFilter};
+use crate::engine::{Error, PageRequest, TransactionFilter};
 use crate::http::Api;
 use crate::http::call::{Call, expect_nothing, parse_or_default};
 use crate::http::dto::transactions::{
@@ -84,10 +84,12 @@ pub(crate) async fn list_transactions(State(api): State<Api>, call: Call) -> Ans
     let limit = query::limit(limit)?;
     let cursor = cursor.map(Value::into_text);
 
-    let page =
-        read_aside(move || api.engine.transactions(&filter, PageRequest { limit, cursor: cursor.as_deref() })).await?;
-    let items = page.items.iter().map(TransactionShown::from).collect();
-    Reply::json(&List { items, next_cursor: page.next_cursor }).into()
+    let reply = read_aside(move || {
+        let page = api.engine.transactions(&filter, PageRequest { limit, cursor: cursor.as_deref() })?;
+        let items = page.items.iter().map(TransactionShown::from).collect();
+        Ok::<_, Error>(Reply::json(&List { items, next_cursor: page.next_cursor }))
+    });
+    reply.await?.into()
 }
 
 /// The filters that lists and exports share; takes all that is left of the query.
