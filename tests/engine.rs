@@ -484,3 +484,92 @@ fn a_transaction_takes_at_most_256_pieces_of_evidence() {
     let resolved = Decision::Resolve { outcome: ResolutionOutcome::Cancelled, note: None };
     assert_eq!(engine.decide(id(), resolved, None).wait().unwrap().value.status, TransactionStatus::Cancelled);
 }
+
+#[test]
+fn a_link_to_nowhere_is_not_replaced_by_an_empty_store() {
+    let directory = tempfile::tempdir().unwrap();
+    let (link, target) = (directory.path().join("tradepost.redb"), directory.path().join("unmounted").join("t.redb"));
+    std::os::unix::fs::symlink(&target, &link).unwrap();
+    assert!(matches!(Engine::open(Options::new(Location::File(link.clone()))), Err(OpenError::NotFound(_))));
+    assert_eq!(std::fs::read_link(&link).unwrap(), target);
+}
+
+#[test]
+fn closing_ends_while_others_go_on_writing() {
+    let engine = memory();
+    thread::scope(|scope| {
+        for worker in 0..8 {
+            let engine = engine.clone();
+            scope.spawn(move || {
+                let payer = format!("p{worker}");
+                loop {
+                    match engine.record(new(&payer, "q", "1"), None).wait() {
+                        Ok(_) => {}
+                        Err(Error::Unavailable(_)) => return,
+                        Err(other) => panic!("{other}"),
+                    }
+                }
+            });
+        }
+        while engine.status().unwrap().transactions < 100 {
+            thread::yield_now();
+        }
+        // Both callers return only when it is closed.
+        scope.spawn(|| engine.close());
+        engine.close();
+        assert!(matches!(engine.transaction(&transaction_id("t")), Err(Error::Unavailable(_))));
+    });
+}
+
+#[test]
+fn an_idempotency_key_outlives_a_clock_that_was_wrong_at_boot() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("tradepost.redb");
+    let once = || Some(Idempotency { key: "k".into(), request: [1; 32] });
+    let open = |micros: i64| {
+        let clock = ManualClock::at(micros);
+        let engine = Engine::open(Options { clock: clock.clone(), ..Options::new(Location::File(path.clone())) });
+        (engine.unwrap(), clock)
+    };
+    let (engine, _clock) = open(0);
+    let first = engine.record(new("a", "b", "1"), once()).wait().unwrap();
+    drop(engine);
+    let (engine, clock) = open(1_795_000_000_000_000);
+    clock.advance(Duration::from_secs(6 * 86_400));
+    // Two writes: the first lets the writer clean up, the second finds what it left.
+    engine.record(new("a", "b", "2"), None).wait().unwrap();
+    let again = engine.record(new("a", "b", "1"), once()).wait().unwrap();
+    assert!(again.replayed);
+    assert_eq!(again.value.transaction_id, first.value.transaction_id);
+    clock.advance(Duration::from_secs(2 * 86_400));
+    engine.record(new("a", "b", "3"), None).wait().unwrap();
+    assert!(!engine.record(new("a", "b", "1"), once()).wait().unwrap().replayed, "after 7 days it is forgotten");
+}
+
+#[test]
+fn a_clock_that_went_back_still_gives_every_transaction_its_own_microsecond() {
+    let clock = ManualClock::at(1_795_000_000_000_000);
+    let engine = Engine::open(Options { clock: clock.clone(), ..Options::new(Location::Memory) }).unwrap();
+    engine.record(new("a", "b", "1"), None).wait().unwrap();
+    clock.jump_wall_back(Duration::from_secs(3_600));
+    for _ in 0..3 {
+        engine.record_batch((0..100).map(|_| new("a", "b", "1")).collect()).wait().unwrap();
+    }
+    let times: HashSet<_> = all(&engine).iter().map(|transaction| transaction.created_at).collect();
+    assert_eq!(times.len(), 301);
+}
+
+#[test]
+fn a_page_ends_before_it_holds_too_many_bytes() {
+    let engine = memory();
+    for number in 0..12 {
+        let id = format!("t{number}");
+        engine.record(with_id(&id, "1"), None).wait().unwrap();
+        let evidence = vec!["x".repeat(4_000); 250];
+        let dispute = Decision::Dispute { reason: None, evidence };
+        engine.decide(transaction_id(&id), dispute, None).wait().unwrap();
+    }
+    let page = engine.transactions(&TransactionFilter::default(), PageRequest { limit: 100, cursor: None }).unwrap();
+    assert!(page.items.len() < 12 && page.next_cursor.is_some(), "{} items", page.items.len());
+    assert_eq!(all(&engine).len(), 12);
+}

@@ -10,8 +10,13 @@
 mod backend;
 mod batch;
 mod codec;
+#[cfg(test)]
+mod codec_tests;
 mod error;
 mod file;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod log;
 mod query;
 mod records;

@@ -1,0 +1,195 @@
+//! What the benches share: a report of ratios with their bounds, and the agents and transactions that they work on.
+
+#![allow(dead_code, reason = "every bench compiles this module and uses a part of it")]
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use tradepost::domain::{
+    AgentId, AvailabilityStatus, Capabilities, Capability, Capacity, Currency, Facts, JsonObject, Money,
+    NewTransaction, Registration, Ttl,
+};
+use tradepost::metrics::Metrics;
+use tradepost::{Engine, Location, Options, Pending};
+
+/// How many kinds of work the agents share.
+pub const CAPABILITIES: usize = 100;
+
+/// Whether the run is to be short: fewer rounds, and less data.
+pub fn is_quick() -> bool {
+    std::env::var_os("TRADEPOST_BENCH_QUICK").is_some_and(|value| value != "0")
+}
+
+/// Whether this is `cargo bench`; a test run over all targets only shows that the bench starts.
+pub fn is_bench_run() -> bool {
+    std::env::args().any(|argument| argument == "--bench")
+}
+
+/// Whether a part of the bench is to run: all are, unless arguments name some.
+pub fn is_wanted(part: &str) -> bool {
+    let mut named = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).peekable();
+    named.peek().is_none() || named.any(|name| name == part)
+}
+
+/// What a ratio must be.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Bound {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+impl Bound {
+    fn holds(self, ratio: f64) -> bool {
+        match self {
+            Self::AtLeast(bound) => ratio >= bound,
+            Self::AtMost(bound) => ratio <= bound,
+        }
+    }
+}
+
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AtLeast(bound) => write!(f, "≥ {bound}"),
+            Self::AtMost(bound) => write!(f, "≤ {bound}"),
+        }
+    }
+}
+
+/// Ratios with their bounds. What was measured goes to stderr as it comes; only ratios travel to other machines.
+#[derive(Debug, Default)]
+pub struct Report {
+    rows: Vec<(String, f64, Bound)>,
+}
+
+impl Report {
+    pub fn ratio(&mut self, what: impl Into<String>, ratio: f64, bound: Bound) {
+        self.rows.push((what.into(), ratio, bound));
+    }
+
+    /// Prints the table; a failure if a bound was missed.
+    pub fn finish(self) -> ExitCode {
+        let mut table = String::from("\n| what | ratio | required | |\n| --- | ---: | ---: | --- |\n");
+        let mut missed = 0;
+        for (what, ratio, bound) in &self.rows {
+            let verdict = if bound.holds(*ratio) { "ok" } else { "MISSED" };
+            missed += usize::from(!bound.holds(*ratio));
+            table += &format!("| {what} | {ratio:.2} | {bound} | {verdict} |\n");
+        }
+        std::io::stdout().write_all(table.as_bytes()).expect("stdout takes the table");
+        if missed == 0 {
+            return ExitCode::SUCCESS;
+        }
+        eprintln!("{missed} of {} bounds were missed", self.rows.len());
+        ExitCode::FAILURE
+    }
+}
+
+/// Says what was measured.
+pub fn note(what: &str, operations: usize, took: Duration) {
+    let each = took.as_secs_f64() * 1e6 / operations.max(1) as f64;
+    eprintln!("{what:<52} {:>10.0} per s {each:>10.1} µs each", operations as f64 / took.as_secs_f64());
+}
+
+/// The middle one; other work on the machine disturbs some rounds, not most.
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Seconds that some work took.
+pub fn seconds(work: impl FnOnce()) -> f64 {
+    let began = Instant::now();
+    work();
+    began.elapsed().as_secs_f64()
+}
+
+/// An engine on a file in `directory`, with the metrics that it counts into.
+pub fn open_file(directory: &Path) -> (Engine, Metrics) {
+    let metrics = Metrics::default();
+    let location = Location::File(directory.join("tradepost.redb"));
+    let options = Options { metrics: metrics.clone(), agent_ttl: longest_ttl(), ..Options::new(location) };
+    (Engine::open(options).expect("a new store opens"), metrics)
+}
+
+fn longest_ttl() -> Ttl {
+    Ttl::parse(i128::from(Ttl::LONGEST_SECONDS)).expect("the longest lease is one")
+}
+
+/// Registers agents `0..count`, many in one commit.
+pub fn register_agents(engine: &Engine, count: usize) {
+    submit_all((0..count).map(|number| engine.register(registration(number), None)));
+}
+
+/// Waits for every answer, with at most some thousands under way.
+pub fn submit_all<T>(pending: impl Iterator<Item = Pending<T>>) {
+    let mut waiting = VecDeque::new();
+    for answer in pending {
+        waiting.push_back(answer);
+        if waiting.len() == 4_096 {
+            waiting.pop_front().map(|oldest| oldest.wait().map(drop)).transpose().expect("a write is acknowledged");
+        }
+    }
+    for answer in waiting {
+        answer.wait().map(drop).expect("a write is acknowledged");
+    }
+}
+
+pub fn agent_id(number: usize) -> AgentId {
+    AgentId::parse("agent_id", &format!("agent-{number:06}")).expect("digits and letters")
+}
+
+pub fn capability(number: usize) -> Capability {
+    Capability::parse("capability", &format!("capability-{:02}", number % CAPABILITIES)).expect("digits and letters")
+}
+
+pub fn registration(number: usize) -> Registration {
+    let capabilities = [capability(number), capability(number / CAPABILITIES)];
+    Registration {
+        agent_id: agent_id(number),
+        name: format!("Agent {number}"),
+        capabilities: Capabilities::parse(capabilities.iter().map(Capability::as_str)).expect("two capabilities"),
+        cost_per_task: Money::parse(&format!("{}.5", number % 97)).expect("a decimal"),
+        currency: Currency::default(),
+        capacity_per_hour: Capacity::default(),
+        availability: AvailabilityStatus::Online,
+        billing_notes: None,
+        metadata: JsonObject::default(),
+        ttl: None,
+    }
+}
+
+pub fn new_transaction(payer: usize, provider: usize) -> NewTransaction {
+    NewTransaction {
+        transaction_id: None,
+        facts: Facts {
+            payer_agent: agent_id(payer),
+            provider_agent: agent_id(provider),
+            capability: capability(provider),
+            amount: Money::parse("18.50").expect("a decimal"),
+            currency: Currency::default(),
+            context: JsonObject::default(),
+        },
+    }
+}
+
+/// Numbers that look drawn by chance, the same in every run (Marsaglia's xorshift64).
+#[derive(Debug, Clone)]
+pub struct Numbers(u64);
+
+impl Numbers {
+    pub fn seeded(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 16) as usize % end
+    }
+}
