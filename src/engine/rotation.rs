@@ -16,7 +16,7 @@ const MAX_ROUNDS: usize = 4_096;
 /// The rounds under way, by capability and whether busy agents count.
 #[derive(Debug, Default)]
 pub struct Rotation {
-    // Held for a few microseconds, by calls for recommendations only.
+    // Held by calls for recommendations only: briefly, unless few of many agents may be recommended.
     rounds: Mutex<HashMap<(Capability, bool), ByScore>>,
 }
 
