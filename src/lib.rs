@@ -40,6 +40,7 @@ pub mod exporter;
 pub mod http;
 pub mod metrics;
 pub mod store;
+pub mod sync;
 
 pub use engine::{
     AgentFilter, Balance, BalanceSide, Engine, Error, Export, Idempotency, LeaseState, Location, OpenError, Options,

@@ -5,6 +5,7 @@
 
 pub mod clock;
 pub mod http;
+pub mod redis;
 pub mod routes;
 pub mod sidecar;
 
