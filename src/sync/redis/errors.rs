@@ -44,6 +44,8 @@ impl Reader {
             ErrorKind::AuthenticationFailed | ErrorKind::InvalidClientConfig | ErrorKind::RESP3NotSupported => {
                 FailureClass::Misconfigured
             }
+            // Whom to trust is configuration: no waiting makes a certificate another.
+            ErrorKind::Io if text.contains("peer certificate") => FailureClass::Misconfigured,
             ErrorKind::Server(_) | ErrorKind::Extension => class_of(error.code().unwrap_or_default(), &text),
             _ => FailureClass::Unreachable,
         };

@@ -2,7 +2,13 @@
 //!
 //! Redis Cluster is deliberately absent: the scripts touch keys of several slots, so one primary holds them all.
 
+pub mod bells;
 pub mod document;
 pub mod errors;
 pub mod keys;
+pub mod leases;
+pub mod link;
+pub mod outcomes;
+pub mod push;
 pub mod scripts;
+pub mod told;

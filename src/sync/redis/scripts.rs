@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use redis::{Cmd, Script};
+use redis::{Cmd, Pipeline, Script};
 
 use super::keys;
 use crate::domain::{AgentVersion, Capabilities};
@@ -117,31 +117,49 @@ end
 return gone
 "#;
 
+/// One script: its text, and what it goes by.
+struct Source {
+    text: String,
+    hash: String,
+}
+
+impl Source {
+    fn new(parts: &[&str]) -> Self {
+        let text = parts.concat();
+        let hash = Script::new(&text).get_hash().to_owned();
+        Self { text, hash }
+    }
+}
+
 /// The scripts of one program.
 pub struct Scripts {
-    push: Script,
-    remove: Script,
-    renew: Script,
-    observe: Script,
-    unlist_gone: Script,
+    push: Source,
+    remove: Source,
+    renew: Source,
+    observe: Source,
+    unlist_gone: Source,
 }
 
 impl Default for Scripts {
     fn default() -> Self {
         Self {
-            push: Script::new(&[VERSION, UNLIST, PUSH].concat()),
-            remove: Script::new(&[VERSION, UNLIST, REMOVE].concat()),
-            renew: Script::new(&[VERSION, RENEW].concat()),
-            observe: Script::new(OBSERVE),
-            unlist_gone: Script::new(UNLIST_GONE),
+            push: Source::new(&[VERSION, UNLIST, PUSH]),
+            remove: Source::new(&[VERSION, UNLIST, REMOVE]),
+            renew: Source::new(&[VERSION, RENEW]),
+            observe: Source::new(&[OBSERVE]),
+            unlist_gone: Source::new(&[UNLIST_GONE]),
         }
     }
 }
 
 impl Scripts {
-    /// All of them, to be loaded.
-    pub fn all(&self) -> [&Script; 5] {
-        [&self.push, &self.remove, &self.renew, &self.observe, &self.unlist_gone]
+    /// Loads all of them.
+    pub fn load(&self) -> Pipeline {
+        let mut pipeline = Pipeline::new();
+        for script in [&self.push, &self.remove, &self.renew, &self.observe, &self.unlist_gone] {
+            pipeline.cmd("SCRIPT").arg("LOAD").arg(&script.text);
+        }
+        pipeline
     }
 
     /// Writes an agent's document, unless a newer version is there. With `over`, also over other content that has the
@@ -203,9 +221,9 @@ impl Scripts {
     }
 }
 
-fn evalsha(script: &Script, keys: usize) -> Cmd {
+fn evalsha(script: &Source, keys: usize) -> Cmd {
     let mut command = redis::cmd("EVALSHA");
-    command.arg(script.get_hash()).arg(keys);
+    command.arg(&script.hash).arg(keys);
     command
 }
 
