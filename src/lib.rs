@@ -26,7 +26,7 @@
 //! # }
 //! ```
 //!
-//! Who may import whom: `main → cli → app → { http, exporter } → engine → store → domain`; [`clock`], [`metrics`] and
+//! Who may import whom: `main → cli → app → { http, sync, exporter } → engine → store → domain`; [`clock`], [`metrics`] and
 //! [`access`] are leaves that anyone may use.
 
 pub mod access;
