@@ -163,11 +163,20 @@ impl Snapshot {
 
     /// What this node has observed of agents' work and has not been told to be held centrally.
     pub fn unacked_observations(&self) -> Result<Vec<Observation>, StoreError> {
+        self.observations_where(|observation| observation.total != observation.acked)
+    }
+
+    /// All that this node has observed of agents' work.
+    pub fn all_observations(&self) -> Result<Vec<Observation>, StoreError> {
+        self.observations_where(|_| true)
+    }
+
+    fn observations_where(&self, wanted: impl Fn(&Observation) -> bool) -> Result<Vec<Observation>, StoreError> {
         let mut observations = Vec::new();
         for entry in self.table(tables::OBSERVATIONS)?.iter()? {
             let (id, row) = entry?;
             let observation = codec::decode::<ObservationV1>(row.value())?.into_domain(id.value());
-            if observation.total != observation.acked {
+            if wanted(&observation) {
                 observations.push(observation);
             }
         }

@@ -116,6 +116,12 @@ impl RedisServer {
     #[track_caller]
     pub fn restart_empty(&mut self) {
         self.kill();
+        self.start_empty();
+    }
+
+    /// Starts it again on the same port with nothing in it.
+    #[track_caller]
+    pub fn start_empty(&mut self) {
         for entry in fs::read_dir(self.directory.path()).expect("its directory") {
             let path = entry.expect("an entry").path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();

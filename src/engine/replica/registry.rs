@@ -210,6 +210,11 @@ impl Engine {
         Ok(self.core().store.snapshot()?.unacked_observations()?)
     }
 
+    /// All that was observed here, for a Redis that has lost what it held.
+    pub fn all_observations(&self) -> Result<Vec<Observation>, Error> {
+        Ok(self.core().store.snapshot()?.all_observations()?)
+    }
+
     /// Redis holds these counters.
     pub fn ack_observations(&self, acked: Vec<(AgentId, ObserverId, Counters)>) -> Pending<()> {
         self.submit(AckObservations(acked))

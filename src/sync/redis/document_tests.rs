@@ -4,10 +4,9 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
-use uuid::Uuid;
 
 fn agent() -> Agent {
-    let observer = ObserverId(Uuid::from_u128(7));
+    let observer = ObserverId::from_bytes([7; 16]);
     Agent {
         agent_id: AgentId::from_stored("thon"),
         name: "Thon \"the\" first".into(),

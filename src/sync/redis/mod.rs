@@ -5,10 +5,19 @@
 pub mod bells;
 pub mod document;
 pub mod errors;
+mod inbound;
+pub mod intake;
 pub mod keys;
 pub mod leases;
 pub mod link;
+mod outbound;
 pub mod outcomes;
 pub mod push;
+pub mod scan;
 pub mod scripts;
+pub mod stream;
 pub mod told;
+mod worker;
+
+pub use bells::Ringer;
+pub use worker::{Redis, Session};

@@ -4,7 +4,6 @@
 use std::str;
 
 use redis::Pipeline;
-use uuid::Uuid;
 
 use super::keys;
 use super::link::Link;
@@ -43,8 +42,8 @@ pub async fn read(link: &Link, agent_ids: &[AgentId]) -> Result<Vec<(AgentId, Ob
             // A key of another type, which somebody else made, is as good as none.
             let Ok(fields) = redis::from_redis_value::<Vec<(Vec<u8>, Vec<u8>)>>(value) else { continue };
             seen.extend(fields.iter().filter_map(|(observer, counters)| {
-                let observer = Uuid::try_parse_ascii(observer).ok()?;
-                Some((agent_id.clone(), ObserverId(observer), parse(counters)?))
+                let observer = ObserverId::parse(str::from_utf8(observer).ok()?)?;
+                Some((agent_id.clone(), observer, parse(counters)?))
             }));
         }
     }
