@@ -27,6 +27,8 @@ pub struct Node {
     /// Rung when another node says that PostgreSQL has something for this one.
     pub rung: Arc<Notify>,
     stop: watch::Sender<bool>,
+    /// Nobody reads a URL again here, but who would is there.
+    _reload: watch::Sender<u64>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -41,6 +43,7 @@ impl Node {
 
     pub fn start_with(engine: Engine, url: &str) -> Self {
         let (stop, stopped) = watch::channel(false);
+        let (reload, reloaded) = watch::channel(0);
         let (ringer, rung) = (Ringer::default(), Arc::new(Notify::new()));
         let url = Arc::new(ArcSwap::from_pointee(SecretString::from(url)));
         let thread = thread::spawn({
@@ -53,7 +56,7 @@ impl Node {
                     random: rand::make_rng(),
                     commits: engine.commits(),
                     stopped,
-                    reloaded: watch::channel(0).1,
+                    reloaded,
                     bell: Arc::new(Notify::new()),
                 };
                 let redis = Redis::new(engine, url, Duration::from_secs(3_600), rung).with_ringer(ringer);
@@ -61,7 +64,7 @@ impl Node {
                 runtime.block_on(LocalSet::new().run_until(drive(redis, surroundings)));
             }
         });
-        Self { engine, ringer, rung, stop, thread: Some(thread) }
+        Self { engine, ringer, rung, stop, _reload: reload, thread: Some(thread) }
     }
 
     /// Stops replicating; what was not flushed stays in the store.
@@ -115,8 +118,15 @@ impl Node {
 
     #[track_caller]
     pub fn waits_for_state(&self, state: SinkState) -> Arc<SinkStatus> {
-        wait(state.as_str(), || self.status().state == state);
-        self.status()
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let status = self.status();
+            if status.state == state {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "waited in vain for {}: {status:?}", state.as_str());
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     #[track_caller]
