@@ -5,6 +5,7 @@
 
 pub mod clock;
 pub mod http;
+pub mod postgres;
 pub mod routes;
 pub mod sidecar;
 
