@@ -26,7 +26,7 @@
 //! # }
 //! ```
 //!
-//! Who may import whom: `main → cli → app → { http, exporter } → engine → store → domain`; [`clock`], [`metrics`] and
+//! Who may import whom: `main → cli → app → { http, sync, exporter } → engine → store → domain`; [`clock`], [`metrics`] and
 //! [`access`] are leaves that anyone may use.
 
 pub mod access;
@@ -40,6 +40,7 @@ pub mod exporter;
 pub mod http;
 pub mod metrics;
 pub mod store;
+pub mod sync;
 
 pub use engine::{
     AgentFilter, Balance, BalanceSide, Engine, Error, Export, Idempotency, LeaseState, Location, OpenError, Options,

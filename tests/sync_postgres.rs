@@ -1,0 +1,8 @@
+//! The ledger in a real PostgreSQL.
+
+mod common;
+
+#[path = "sync_postgres/access.rs"]
+mod access;
+#[path = "sync_postgres/schema.rs"]
+mod schema;
