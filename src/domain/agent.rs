@@ -8,9 +8,11 @@ use serde::{Deserialize, Serialize};
 use super::ids::{AgentId, Capability, Currency, NodeId};
 use super::json::JsonObject;
 use super::money::Money;
+use super::observation::Baseline;
 use super::refusal::{Invalid, Refusal};
 use super::reputation::Reputation;
 use super::time::Timestamp;
+use super::version::AgentVersion;
 
 /// The most capabilities one agent may name.
 pub const MAX_CAPABILITIES: usize = 256;
@@ -50,8 +52,34 @@ pub struct Agent {
     pub expires_at: Timestamp,
     /// Whether its expiry has been committed.
     pub expired: bool,
+    /// Which of several copies is the newest, and whose it is.
+    pub version: AgentVersion,
+    /// False for an agent that this file owned before it took another node id, until its next sign of life here: it may
+    /// live beside the other file now. True for all others, remote ones too.
+    pub claimed: bool,
+    /// What of other observers' counters `reputation` holds already.
+    pub baseline: Baseline,
+}
+
+impl Agent {
     /// The node that owns it.
-    pub node_id: NodeId,
+    pub fn node_id(&self) -> NodeId {
+        self.version.node_id
+    }
+
+    /// Whether the file of `node_id` owns it.
+    pub fn is_local(&self, node_id: NodeId) -> bool {
+        self.version.node_id == node_id || !self.claimed
+    }
+
+    /// The version of its next change: the next one of its owner, or a new claim to it where it is not claimed.
+    fn next_version(&self, context: AgentContext) -> AgentVersion {
+        if self.claimed {
+            self.version.next()
+        } else {
+            AgentVersion::begin(context.now, self.version.epoch.max(context.last_epoch), context.node_id)
+        }
+    }
 }
 
 /// Whether an agent takes work.
@@ -271,6 +299,8 @@ pub struct AgentContext {
     pub default_ttl: Ttl,
     /// A revision that no deleted agent has passed.
     pub revision_floor: u64,
+    /// The last epoch known for this id, if there is no such agent any more; else 0.
+    pub last_epoch: u64,
 }
 
 /// An agent that is stored, and whether its lease runs.
@@ -298,6 +328,8 @@ pub fn register(
 pub fn replace(existing: Option<Agent>, registration: Registration, context: AgentContext) -> Agent {
     let ttl = registration.ttl.unwrap_or(context.default_ttl);
     let previous_revision = existing.as_ref().map_or(0, |agent| agent.revision).max(context.revision_floor);
+    let last_epoch = existing.as_ref().map_or(0, |agent| agent.version.epoch).max(context.last_epoch);
+    let (reputation, baseline) = existing.map(|agent| (agent.reputation, agent.baseline)).unwrap_or_default();
     Agent {
         agent_id: registration.agent_id,
         name: registration.name,
@@ -308,13 +340,15 @@ pub fn replace(existing: Option<Agent>, registration: Registration, context: Age
         availability: registration.availability,
         capacity_per_hour: registration.capacity_per_hour,
         last_updated: context.now,
-        reputation: existing.map(|agent| agent.reputation).unwrap_or_default(),
+        reputation,
         metadata: registration.metadata,
         revision: previous_revision + 1,
         ttl,
         expires_at: context.now.after(ttl.duration()),
         expired: false,
-        node_id: context.node_id,
+        version: AgentVersion::begin(context.now, last_epoch, context.node_id),
+        claimed: true,
+        baseline,
     }
 }
 
@@ -322,6 +356,7 @@ pub fn replace(existing: Option<Agent>, registration: Registration, context: Age
 pub fn update(agent: Agent, patch: AgentPatch, context: AgentContext) -> Result<Agent, Refusal> {
     require_local(&agent, context.node_id)?;
     let ttl = patch.ttl.unwrap_or(agent.ttl);
+    let version = agent.next_version(context);
     Ok(Agent {
         name: patch.name.unwrap_or(agent.name),
         cost_per_task: patch.cost_per_task.unwrap_or(agent.cost_per_task),
@@ -336,13 +371,23 @@ pub fn update(agent: Agent, patch: AgentPatch, context: AgentContext) -> Result<
         ttl,
         expires_at: context.now.after(ttl.duration()),
         expired: false,
+        version,
+        claimed: true,
         ..agent
     })
 }
 
+/// Begins a new lease after the last one ended, or lays claim to an agent that is not claimed.
+pub fn revive(agent: Agent, context: AgentContext) -> Result<Agent, Refusal> {
+    require_local(&agent, context.node_id)?;
+    let expires_at = context.now.after(agent.ttl.duration());
+    let version = agent.next_version(context);
+    Ok(Agent { expires_at, expired: false, version, claimed: true, ..agent })
+}
+
 /// Refuses unless `node_id` owns the agent.
 pub fn require_local(agent: &Agent, node_id: NodeId) -> Result<(), Refusal> {
-    if agent.node_id == node_id { Ok(()) } else { Err(Refusal::AgentNotLocal(agent.agent_id.clone())) }
+    if agent.is_local(node_id) { Ok(()) } else { Err(Refusal::AgentNotLocal(agent.agent_id.clone())) }
 }
 
 #[cfg(test)]
@@ -356,6 +401,7 @@ mod tests {
             node_id: NodeId::from_bytes([1; 16]),
             default_ttl: Ttl::default(),
             revision_floor: 0,
+            last_epoch: 0,
         }
     }
 
@@ -416,9 +462,25 @@ mod tests {
 
     #[test]
     fn only_its_node_changes_an_agent_but_anyone_may_replace_it() {
-        let foreign =
-            Agent { node_id: NodeId::from_bytes([9; 16]), ..register(None, registration(), context(0)).unwrap() };
+        let elsewhere = AgentContext { node_id: NodeId::from_bytes([9; 16]), ..context(700) };
+        let foreign = register(None, registration(), elsewhere).unwrap();
         assert!(matches!(update(foreign.clone(), AgentPatch::default(), context(1)), Err(Refusal::AgentNotLocal(_))));
-        assert_eq!(replace(Some(foreign), registration(), context(1)).node_id, NodeId::from_bytes([1; 16]));
+        let taken = replace(Some(foreign.clone()), registration(), context(1));
+        assert_eq!(taken.node_id(), NodeId::from_bytes([1; 16]));
+        assert_eq!(taken.version.epoch, 701, "the newest registration wins, whatever its clock says");
+    }
+
+    #[test]
+    fn a_change_is_the_next_version_and_a_claim_a_new_epoch() {
+        let agent = register(None, registration(), context(50)).unwrap();
+        let changed = update(agent.clone(), AgentPatch::default(), context(60)).unwrap();
+        assert_eq!(changed.version, AgentVersion { seq: 2, ..agent.version });
+        let renamed = AgentContext { node_id: NodeId::from_bytes([2; 16]), ..context(60) };
+        let inherited = Agent { claimed: false, ..agent };
+        for claim in [update(inherited.clone(), AgentPatch::default(), renamed), revive(inherited, renamed)] {
+            let claim = claim.unwrap();
+            assert_eq!(claim.version, AgentVersion { epoch: 60, seq: 1, node_id: renamed.node_id });
+            assert!(claim.claimed);
+        }
     }
 }

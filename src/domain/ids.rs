@@ -149,6 +149,11 @@ macro_rules! uuid_id {
                 Self(uuid_v7(now, random))
             }
 
+            /// Reads any of the usual spellings of a UUID.
+            pub fn parse(text: &str) -> Option<Self> {
+                Uuid::try_parse(text).ok().map(Self)
+            }
+
             /// Takes the 16 bytes of a UUID.
             pub fn from_bytes(bytes: [u8; 16]) -> Self {
                 Self(Uuid::from_bytes(bytes))
@@ -181,6 +186,11 @@ uuid_id! {
 uuid_id! {
     /// One ledger event.
     EventId
+}
+
+impl NodeId {
+    /// The author of events that were adopted from clients which write none.
+    pub const NIL: Self = Self(Uuid::nil());
 }
 
 fn uuid_v7(now: Timestamp, random: [u8; 10]) -> Uuid {

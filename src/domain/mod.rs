@@ -4,26 +4,36 @@
 //! by calling it. A value of one of these types is proof that it keeps its rules: parse at the edge, trust inside.
 
 pub mod agent;
+pub mod entry;
 pub mod event;
 pub mod fold;
+pub mod identity;
 pub mod ids;
 pub mod json;
 pub mod ledger;
 pub mod money;
+pub mod observation;
 pub mod ranking;
 pub mod refusal;
 pub mod reputation;
+pub mod sink;
 pub mod time;
 pub mod transaction;
+pub mod version;
 
 pub use agent::{Agent, AgentPatch, AvailabilityStatus, Capabilities, Capacity, Registration, Ttl};
+pub use entry::{CopyNumber, LedgerEntry, LogPosition};
 pub use event::{Event, EventBody, EventKind, ResolutionOutcome};
 pub use fold::Fold;
+pub use identity::Identity;
 pub use ids::{AgentId, Capability, Currency, EventId, NodeId, TransactionId};
 pub use json::JsonObject;
 pub use ledger::Decision;
 pub use money::{Money, Total};
+pub use observation::{Baseline, Counters, Observation, ObserverId};
 pub use refusal::{Invalid, Refusal};
 pub use reputation::{Delta, Reputation, Weight};
+pub use sink::{Canary, ParkedEntry, ParkedKey, PostgresState, RedisState, Sink};
 pub use time::Timestamp;
 pub use transaction::{Facts, NewTransaction, Role, Transaction, TransactionStatus};
+pub use version::AgentVersion;

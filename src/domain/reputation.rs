@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::observation::Counters;
 use super::refusal::Invalid;
 
 const HIGHEST: f64 = 5.0;
@@ -45,7 +46,19 @@ impl Default for Weight {
     }
 }
 
+impl Weight {
+    /// The number.
+    pub fn get(self) -> f64 {
+        self.0
+    }
+}
+
 impl Delta {
+    /// The number.
+    pub fn get(self) -> f64 {
+        self.0
+    }
+
     /// Checks that the delta is finite.
     pub fn parse(delta: f64) -> Result<Self, Invalid> {
         if delta.is_finite() { Ok(Self(delta)) } else { Err(Invalid::new("delta", "must be a finite number")) }
@@ -55,21 +68,23 @@ impl Delta {
 impl Reputation {
     /// The reputation after one outcome: the score moves by ±`weight` within 0 to 5, and the counts rise.
     #[must_use]
-    pub fn observed(mut self, success: bool, weight: Weight) -> Self {
-        self.total_feedback += 1;
-        if success {
-            self.successful_tasks += 1;
-            self.moved(weight.0)
-        } else {
-            self.failed_tasks += 1;
-            self.moved(-weight.0)
-        }
+    pub fn observed(self, success: bool, weight: Weight) -> Self {
+        self.folded(Counters::outcome(success, weight.0))
     }
 
     /// The reputation after a correction: the score moves within 0 to 5, the counts stay.
     #[must_use]
     pub fn adjusted(self, delta: Delta) -> Self {
-        self.moved(delta.0)
+        self.folded(Counters::correction(delta.0))
+    }
+
+    /// The reputation with what an observer saw: counts add up, the score moves within 0 to 5.
+    #[must_use]
+    pub fn folded(mut self, seen: Counters) -> Self {
+        self.successful_tasks = self.successful_tasks.saturating_add(seen.successes);
+        self.failed_tasks = self.failed_tasks.saturating_add(seen.failures);
+        self.total_feedback = self.total_feedback.saturating_add(seen.successes).saturating_add(seen.failures);
+        self.moved(seen.score)
     }
 
     /// The score as it is shown: rounded to 2 places.

@@ -78,7 +78,7 @@ impl Profile {
 }
 
 fn profile(agent: Agent, lease: Option<Arc<Lease>>, session: &Session<'_, '_>) -> Profile {
-    let local = agent.node_id == session.batch.node_id();
+    let local = agent.is_local(session.batch.node_id());
     let lease = lease.unwrap_or_else(|| Arc::new(Lease::ended(agent.expires_at)));
     Profile::new(agent, &lease, session.moment.monotonic, local)
 }
@@ -197,8 +197,8 @@ impl Command for Revive {
         {
             return Ok(expires_at);
         }
-        let expires_at = session.moment.now.after(agent.ttl.duration());
-        let lease = session.put_with_new_lease(&Agent { expired: false, expires_at, ..agent })?;
+        let agent = agent::revive(agent, session.agent_context())?;
+        let lease = session.put_with_new_lease(&agent)?;
         Ok(lease.expires_at())
     }
 }

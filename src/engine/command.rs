@@ -139,6 +139,7 @@ impl<'a, 't> Session<'a, 't> {
             node_id: self.batch.node_id(),
             default_ttl: self.default_ttl,
             revision_floor: self.batch.revision_floor(),
+            last_epoch: 0,
         }
     }
 
@@ -173,7 +174,7 @@ impl<'a, 't> Session<'a, 't> {
     /// Writes an agent that keeps its lease.
     pub fn put(&mut self, agent: &Agent, lease: Arc<Lease>, publish: Publish) -> Result<(), Stop> {
         self.batch.put_agent(agent, publish)?;
-        let local = agent.node_id == self.batch.node_id();
+        let local = agent.is_local(self.batch.node_id());
         self.leases.insert(agent.agent_id.clone(), Some(Arc::clone(&lease)));
         self.effects.push(Effect::Put(Entry::new(agent, lease, local)));
         Ok(())

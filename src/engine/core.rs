@@ -9,6 +9,7 @@ use super::directory::Directory;
 use super::error::Error;
 use super::lease::Moment;
 use super::loads::Loads;
+use super::replica::SinkBoard;
 use super::rotation::Rotation;
 use crate::clock::Clock;
 use crate::domain::Ttl;
@@ -33,6 +34,7 @@ pub struct Core {
     pub metrics: Metrics,
     pub default_ttl: Ttl,
     pub rotation: Rotation,
+    pub sinks: SinkBoard,
     view: ArcSwap<View>,
     failed: ArcSwapOption<Error>,
     closing: AtomicBool,
@@ -46,6 +48,7 @@ impl Core {
             metrics,
             default_ttl,
             rotation: Rotation::default(),
+            sinks: SinkBoard::default(),
             view: ArcSwap::default(),
             failed: ArcSwapOption::empty(),
             closing: AtomicBool::new(false),

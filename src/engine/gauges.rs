@@ -3,8 +3,9 @@
 use std::ops::ControlFlow;
 
 use super::Engine;
-use crate::domain::{AgentId, Capability};
-use crate::metrics::StateSource;
+use super::replica::SinkState;
+use crate::domain::{AgentId, Capability, Sink};
+use crate::metrics::{SinkGauges, StateSource};
 
 impl StateSource for Engine {
     fn agents_online(&self) -> u64 {
@@ -59,5 +60,19 @@ impl StateSource for Engine {
 
     fn writer_queue_depth(&self) -> usize {
         self.queue_depth()
+    }
+
+    fn sink_gauges(&self) -> Vec<SinkGauges> {
+        let gauges = |sink: Sink| {
+            let status = self.sinks().status(sink);
+            SinkGauges {
+                sink: sink.as_str(),
+                states: SinkState::ALL.into_iter().map(|state| (state.as_str(), state == status.state)).collect(),
+                backlog: status.backlog,
+                lag: status.lag,
+                parked: status.parked,
+            }
+        };
+        Sink::ALL.into_iter().map(gauges).collect()
     }
 }

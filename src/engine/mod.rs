@@ -19,6 +19,7 @@ mod ledger;
 mod loads;
 mod pending;
 mod queries;
+pub mod replica;
 mod rotation;
 mod writer;
 
@@ -36,6 +37,7 @@ pub use self::command::{Idempotency, Receipt};
 pub use self::error::Error;
 pub use self::pending::Pending;
 pub use self::queries::{AgentFilter, Export, Page, PageRequest, StoreStatus};
+pub use self::replica::{Sink, SinkBoard, SinkRequest, SinkState, SinkStatus};
 pub use crate::store::{Balance, BalanceSide, OpenError, TransactionFilter};
 
 use self::agents::{AdjustReputation, ObserveOutcome, Register, Replace, Revive, Unregister, Update};
@@ -163,6 +165,11 @@ impl Engine {
     /// This node.
     pub fn node_id(&self) -> NodeId {
         self.core().store.node_id()
+    }
+
+    /// How the sinks are doing.
+    pub fn sinks(&self) -> &SinkBoard {
+        &self.core().sinks
     }
 
     /// Registers an agent under an id that no live agent has. An expired one is replaced and keeps its reputation.

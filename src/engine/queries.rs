@@ -208,7 +208,7 @@ impl Engine {
     }
 
     fn profile(&self, agent: Agent, view: &View) -> Profile {
-        let local = agent.node_id == self.core().store.node_id();
+        let local = agent.is_local(self.core().store.node_id());
         let moment = self.core().moment();
         match view.directory.get(&agent.agent_id) {
             Some(entry) => Profile::new(agent, &entry.lease, moment.monotonic, local),

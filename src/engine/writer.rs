@@ -283,7 +283,7 @@ impl Writer {
             if !agent.expired {
                 leases.watch(&agent.agent_id, &lease);
             }
-            let local = agent.node_id == node_id;
+            let local = agent.is_local(node_id);
             directory.put(Entry::new(&agent, lease, local));
         })?;
         let (mut loads, mut minutes) = (Loads::default(), LoadMinutes::default());

@@ -50,6 +50,10 @@ impl StateSource for Fake {
     fn writer_queue_depth(&self) -> usize {
         0
     }
+
+    fn sink_gauges(&self) -> Vec<crate::metrics::SinkGauges> {
+        Vec::new()
+    }
 }
 
 struct Running {

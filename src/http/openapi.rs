@@ -225,9 +225,9 @@ mod tests {
 
     use super::*;
     use crate::domain::{
-        Agent, AgentId, AvailabilityStatus, Capabilities, Capability, Currency, Event, EventBody, EventId, Facts,
-        JsonObject, Money, NodeId, ResolutionOutcome, Timestamp, Total, Transaction, TransactionId, TransactionStatus,
-        Ttl,
+        Agent, AgentId, AgentVersion, AvailabilityStatus, Capabilities, Capability, Currency, Event, EventBody,
+        EventId, Facts, JsonObject, Money, NodeId, ResolutionOutcome, Timestamp, Total, Transaction, TransactionId,
+        TransactionStatus, Ttl,
     };
     use crate::engine::{self, LeaseState};
     use crate::http::dto::agents::{Profile, balances};
@@ -289,7 +289,9 @@ mod tests {
             ttl: Ttl::default(),
             expires_at: Timestamp::from_micros(1),
             expired: false,
-            node_id: NodeId::from_bytes([1; 16]),
+            version: AgentVersion { epoch: 1, seq: 1, node_id: NodeId::from_bytes([1; 16]) },
+            claimed: true,
+            baseline: Default::default(),
         };
         engine::Profile { agent, expires_at: Timestamp::from_micros(5), lease: LeaseState::Live, local: true }
     }

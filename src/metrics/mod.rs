@@ -16,6 +16,7 @@ mod marketplace;
 mod node;
 mod state;
 mod summary;
+mod sync;
 #[cfg(test)]
 mod tests;
 
@@ -33,9 +34,13 @@ use bounded::Outcome;
 use marketplace::Marketplace;
 use node::Node;
 use state::StateGauges;
+use sync::Replication;
 
 /// The `Content-Type` of what [`Metrics::render`] returns.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The values of the label `sink`.
+const SINKS: [&str; 2] = ["redis", "postgres"];
 
 /// How a register call ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +61,7 @@ struct Families {
     registry: Registry,
     marketplace: Marketplace,
     node: Node,
+    sync: Replication,
     state: StateGauges,
 }
 
@@ -64,7 +70,8 @@ impl Default for Metrics {
         let registry = Registry::new();
         let marketplace = Marketplace::register(&registry);
         let node = Node::register(&registry);
-        Self(Arc::new(Families { registry, marketplace, node, state: StateGauges::default() }))
+        let sync = Replication::register(&registry);
+        Self(Arc::new(Families { registry, marketplace, node, sync, state: StateGauges::default() }))
     }
 }
 
@@ -136,6 +143,21 @@ impl Metrics {
         self.0.node.http_request(route, method, status, took);
     }
 
+    /// A sink has acknowledged so many entries.
+    pub fn pushed(&self, sink: &'static str, entries: u64) {
+        self.0.sync.pushed.with_label_values(&[sink]).inc_by(entries);
+    }
+
+    /// So many entries of others were taken in from a sink.
+    pub fn pulled(&self, sink: &'static str, entries: u64) {
+        self.0.sync.pulled.with_label_values(&[sink]).inc_by(entries);
+    }
+
+    /// A sink failed.
+    pub fn sync_failed(&self, sink: &'static str, class: &'static str) {
+        self.0.sync.errors.with_label_values(&[sink, class]).inc();
+    }
+
     /// The text exposition: counters, and the gauges of `state` as they are now.
     ///
     /// Builds the whole page and waits for `state` to be read: not for a thread that must not block. While the store is
@@ -170,6 +192,23 @@ pub trait StateSource: Send + Sync {
     fn file_bytes(&self) -> u64;
     /// Commands that wait for the writer.
     fn writer_queue_depth(&self) -> usize;
+    /// Every sink that there can be.
+    fn sink_gauges(&self) -> Vec<SinkGauges>;
+}
+
+/// How a sink is doing.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SinkGauges {
+    /// Its name.
+    pub sink: &'static str,
+    /// The names of all states, and whether it is in that one.
+    pub states: Vec<(&'static str, bool)>,
+    /// What it has not acknowledged.
+    pub backlog: u64,
+    /// The age of the oldest entry of that.
+    pub lag: Duration,
+    /// What it refuses and is set aside.
+    pub parked: u64,
 }
 
 /// Registers a family and hands it back to be counted into.

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
 
-use super::StateSource;
 use super::bounded::{LIMIT, OTHER, family, label};
+use super::{SinkGauges, StateSource};
 use crate::domain::TransactionStatus;
 
 /// What the gauges remember from scrape to scrape. Scrapes take turns.
@@ -75,6 +75,7 @@ impl StateGauges {
                 samples.collect(),
             ));
         }
+        families.extend(sinks(&state.sink_gauges()));
         // The encoder refuses families without samples.
         families.retain(|family| !family.get_metric().is_empty());
         families
@@ -136,6 +137,36 @@ fn refresh<V: Copy>(
         });
     }
     values
+}
+
+fn sinks(sinks: &[SinkGauges]) -> Vec<MetricFamily> {
+    let each = |value: fn(&SinkGauges) -> f64| {
+        sinks.iter().map(|sink| gauge(vec![label("sink", sink.sink)], value(sink))).collect::<Vec<_>>()
+    };
+    let states = sinks.iter().flat_map(|sink| {
+        sink.states.iter().map(|(state, is_in_it)| {
+            let labels = vec![label("sink", sink.sink), label("state", state)];
+            gauge(labels, f64::from(u8::from(*is_in_it)))
+        })
+    });
+    vec![
+        gauges("tradepost_sync_state", "1 for the state that the sink is in.", states.collect()),
+        gauges(
+            "tradepost_sync_backlog",
+            "Entries that the sink has not acknowledged.",
+            each(|sink| sink.backlog as f64),
+        ),
+        gauges(
+            "tradepost_sync_lag_seconds",
+            "Age of the oldest entry that the sink has not acknowledged.",
+            each(|sink| sink.lag.as_secs_f64()),
+        ),
+        gauges(
+            "tradepost_sync_parked",
+            "Entries that the sink refuses for their own content.",
+            each(|sink| sink.parked as f64),
+        ),
+    ]
 }
 
 fn samples<'a>(name: &str, values: impl Iterator<Item = (&'a str, f64)>, rest: Option<f64>) -> Vec<proto::Metric> {

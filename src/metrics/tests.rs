@@ -63,6 +63,10 @@ impl StateSource for Fake {
     fn writer_queue_depth(&self) -> usize {
         2
     }
+    fn sink_gauges(&self) -> Vec<SinkGauges> {
+        let states = vec![("off", false), ("live", true)];
+        vec![SinkGauges { sink: "redis", states, backlog: 7, lag: Duration::from_millis(1_500), parked: 1 }]
+    }
 }
 
 /// A parsed page: the type of every family, and the value of every sample by its name and labels.
@@ -166,6 +170,9 @@ fn busy() -> (Metrics, Fake) {
     metrics.recommended("python");
     metrics.committed(3, Duration::from_micros(300));
     metrics.http_request("/v1/agents", "GET", 200, Duration::from_millis(1));
+    metrics.pushed("postgres", 5);
+    metrics.pulled("redis", 2);
+    metrics.sync_failed("redis", "unreachable");
     let state = Fake {
         capabilities: BTreeMap::from([("python".into(), 2), ("sql".into(), 1)]),
         scores: BTreeMap::from([("thon".into(), 4.5)]),
@@ -203,6 +210,13 @@ fn names_types_and_labels_are_those_that_dashboards_know() {
         ("tradepost_store_writer_queue_depth", "gauge", ""),
         ("tradepost_http_requests_total", "counter", "method route status"),
         ("tradepost_http_request_duration_seconds", "histogram", "le route"),
+        ("tradepost_sync_state", "gauge", "sink state"),
+        ("tradepost_sync_backlog", "gauge", "sink"),
+        ("tradepost_sync_lag_seconds", "gauge", "sink"),
+        ("tradepost_sync_parked", "gauge", "sink"),
+        ("tradepost_sync_pushed_total", "counter", "sink"),
+        ("tradepost_sync_pulled_total", "counter", "sink"),
+        ("tradepost_sync_errors_total", "counter", "class sink"),
     ];
     for (name, kind, labels) in golden {
         assert_eq!(page.types.get(name).map(String::as_str), Some(kind), "{name}");
@@ -255,6 +269,14 @@ fn what_happened_is_counted_once() {
     for (name, labels, value) in [
         ("marketplace_agent_registrations_total", &[("status", "duplicate")][..], 1.0),
         ("marketplace_agent_unregistrations_total", &[], 1.0),
+        ("tradepost_sync_state", &[("sink", "redis"), ("state", "live")], 1.0),
+        ("tradepost_sync_state", &[("sink", "redis"), ("state", "off")], 0.0),
+        ("tradepost_sync_backlog", &[("sink", "redis")], 7.0),
+        ("tradepost_sync_lag_seconds", &[("sink", "redis")], 1.5),
+        ("tradepost_sync_parked", &[("sink", "redis")], 1.0),
+        ("tradepost_sync_pushed_total", &[("sink", "postgres")], 5.0),
+        ("tradepost_sync_pulled_total", &[("sink", "redis")], 2.0),
+        ("tradepost_sync_errors_total", &[("sink", "redis"), ("class", "unreachable")], 1.0),
         ("marketplace_agents_online", &[], 3.0),
         ("marketplace_agents_by_capability", &[("capability", "python")], 2.0),
         ("marketplace_agent_reputation_score", &[("agent_id", "thon")], 4.5),

@@ -11,7 +11,7 @@ use redb::{ReadableTable, Table, WriteTransaction};
 use super::codec;
 use super::error::StoreError;
 use super::query;
-use super::records::{AgentV1, BalanceV1, ReceiptV1, StoreAge, TombstoneV1, TotalsV1, TransactionV1, status_code};
+use super::records::{AgentV2, BalanceV1, ReceiptV1, StoreAge, TombstoneV1, TotalsV1, TransactionV1, status_code};
 use super::tables::{self, LoadKey, OPEN_SCOPE, Roles, Tally, TxKey, id_key, index_key, minute_of};
 use super::{Head, log};
 use crate::domain::fold::{Fold, fold};
@@ -137,10 +137,10 @@ impl<'t> Batch<'t> {
 
     /// A stored agent.
     pub fn agent(&self, id: &AgentId) -> Result<Option<Agent>, StoreError> {
-        self.stored_agent(id)?.map(AgentV1::into_domain).transpose()
+        self.stored_agent(id)?.map(AgentV2::into_domain).transpose()
     }
 
-    fn stored_agent(&self, id: &AgentId) -> Result<Option<AgentV1>, StoreError> {
+    fn stored_agent(&self, id: &AgentId) -> Result<Option<AgentV2>, StoreError> {
         self.agents.get(id.as_str())?.map(|row| codec::decode(row.value())).transpose()
     }
 
@@ -159,7 +159,7 @@ impl<'t> Batch<'t> {
             (Publish::No, Some(seq)) => seq,
             _ => self.next_change(id, previous)?,
         };
-        self.agents.insert(id, codec::encode(&AgentV1::from_domain(agent, change_seq)).as_slice())?;
+        self.agents.insert(id, codec::encode(&AgentV2::from_domain(agent, change_seq)).as_slice())?;
         Ok(())
     }
 

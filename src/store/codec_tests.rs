@@ -11,16 +11,17 @@ use wincode::{SchemaRead, SchemaWrite};
 
 use super::codec::{Record, decode, encode};
 use super::records::{
-    AgentV1, BalanceSideV1, BalanceV1, EventV1, ReceiptV1, StoreAge, TombstoneV1, TotalsV1, TransactionV1,
+    AgentV2, BalanceSideV1, BalanceV1, EventV1, ReceiptV1, StoreAge, TombstoneV1, TotalsV1, TransactionV1,
 };
 use crate::domain::{
-    Agent, AgentId, AvailabilityStatus, Capabilities, Capability, Capacity, Currency, Event, EventBody, EventId, Facts,
-    JsonObject, Money, NodeId, Reputation, ResolutionOutcome, Timestamp, Total, TransactionId, TransactionStatus, Ttl,
+    Agent, AgentId, AgentVersion, AvailabilityStatus, Capabilities, Capability, Capacity, Counters, Currency, Event,
+    EventBody, EventId, Facts, JsonObject, Money, NodeId, ObserverId, Reputation, ResolutionOutcome, Timestamp, Total,
+    TransactionId, TransactionStatus, Ttl,
 };
 
 const NODE: [u8; 16] = [0x11; 16];
 
-fn agent() -> AgentV1 {
+fn agent() -> AgentV2 {
     let agent = Agent {
         agent_id: AgentId::from_stored("thon"),
         name: "Thon".to_owned(),
@@ -37,9 +38,15 @@ fn agent() -> AgentV1 {
         ttl: Ttl::default(),
         expires_at: Timestamp::from_micros(1_795_395_031_767_109),
         expired: false,
-        node_id: NodeId::from_bytes(NODE),
+        version: AgentVersion { epoch: 1_795_391_431_767_000, seq: 3, node_id: NodeId::from_bytes(NODE) },
+        claimed: true,
+        baseline: [(
+            ObserverId(uuid::Uuid::from_bytes([0x77; 16])),
+            Counters { successes: 11, failures: 300, score: -1.5 },
+        )]
+        .into(),
     };
-    AgentV1::from_domain(&agent, 70_000)
+    AgentV2::from_domain(&agent, 70_000)
 }
 
 fn event(body: EventBody) -> EventV1 {
@@ -132,12 +139,13 @@ fn from_hex(hex: &str) -> Vec<u8> {
 }
 
 #[test]
-fn agents_version_1() {
+fn agents_version_2() {
     assert_stored_as(
         &agent(),
-        "01 0474686f6e 0454686f6e 02 076261636b656e64 06707974686f6e fd00325f9d08000000 03555344 01066e6574203330 02 \
+        "02 0474686f6e 0454686f6e 02 076261636b656e64 06707974686f6e fd00325f9d08000000 03555344 01066e6574203330 02 \
          fb2c01 fd8ae80b49ccc10c00 0000000000001240 0c 0b 01 0a7b2261223a312e31307d 07 fb100e fd8a3033f6cdc10c00 00 \
-         1011111111111111111111111111111111 fc70110100",
+         fdd8f38524e6600600 03 1011111111111111111111111111111111 01 \
+         01 1077777777777777777777777777777777 0b fb2c01 000000000000f8bf fc70110100",
     );
 }
 
@@ -201,12 +209,12 @@ fn anything_but_one_whole_record_of_a_known_version_is_damage() {
     let stray = [&whole[..], &[0]].concat();
     let newer = [&[EventV1::VERSION + 1], &whole[1..]].concat();
     // The first text's length says 2^63 bytes; they must be refused before room is made for them.
-    let boundless = [&[AgentV1::VERSION, 253][..], &(1_u64 << 63).to_le_bytes(), &[0; 64]].concat();
+    let boundless = [&[AgentV2::VERSION, 253][..], &(1_u64 << 63).to_le_bytes(), &[0; 64]].concat();
     for (bytes, reason) in [(&stray, "stray"), (&newer, "version 2")] {
         let error = decode::<EventV1>(bytes).unwrap_err().to_string();
         assert!(error.contains("event record") && error.contains(reason), "{error}");
     }
-    assert!(decode::<AgentV1>(&boundless).is_err());
+    assert!(decode::<AgentV2>(&boundless).is_err());
 }
 
 /// The same records in the words of another implementation of the format.
@@ -233,8 +241,24 @@ mod mirror {
         pub ttl: u32,
         pub expires_at: i64,
         pub expired: bool,
-        pub node_id: Vec<u8>,
+        pub version: Version,
+        pub claimed: bool,
+        pub baseline: Vec<(Vec<u8>, Counters)>,
         pub change_seq: u64,
+    }
+
+    #[derive(Debug, PartialEq, SchemaRead, SchemaWrite)]
+    pub struct Version {
+        pub epoch: u64,
+        pub seq: u64,
+        pub node_id: Vec<u8>,
+    }
+
+    #[derive(Debug, PartialEq, SchemaRead, SchemaWrite)]
+    pub struct Counters {
+        pub successes: u64,
+        pub failures: u64,
+        pub score: f64,
     }
 
     #[derive(Debug, PartialEq, SchemaRead, SchemaWrite)]
@@ -315,7 +339,9 @@ fn wincode_reads_and_writes_the_same_agent() {
         ttl: 3_600,
         expires_at: 1_795_395_031_767_109,
         expired: false,
-        node_id: NODE.to_vec(),
+        version: mirror::Version { epoch: 1_795_391_431_767_000, seq: 3, node_id: NODE.to_vec() },
+        claimed: true,
+        baseline: vec![(vec![0x77; 16], mirror::Counters { successes: 11, failures: 300, score: -1.5 })],
         change_seq: 70_000,
     };
     assert_eq!(read, expected);

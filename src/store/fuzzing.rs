@@ -1,7 +1,7 @@
 //! The way in for the fuzz target of the record codec.
 
 use super::codec::{Record, decode, encode};
-use super::records::{AgentV1, BalanceV1, EventV1, ReceiptV1, TombstoneV1, TotalsV1, TransactionV1};
+use super::records::{AgentV2, BalanceV1, EventV1, ReceiptV1, TombstoneV1, TotalsV1, TransactionV1};
 
 /// Reads `bytes` as a record of every kind.
 ///
@@ -9,7 +9,7 @@ use super::records::{AgentV1, BalanceV1, EventV1, ReceiptV1, TombstoneV1, Totals
 ///
 /// When a record that was read is not read back the same.
 pub fn read_records(bytes: &[u8]) {
-    if let Some(agent) = read::<AgentV1>(bytes) {
+    if let Some(agent) = read::<AgentV2>(bytes) {
         // An error is an answer too: the availability may be none that is known.
         drop(agent.into_domain());
     }

@@ -51,7 +51,7 @@ use self::trial::Trial;
 use crate::domain::{NodeId, Timestamp};
 
 /// The format that this version writes, and the newest that it reads.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 /// The name of the file in a data directory.
 pub const FILE_NAME: &str = "tradepost.redb";
 /// How much a probe writes: enough that a disk with room for a page or two does not pass for one with room.

@@ -12,8 +12,9 @@ use super::codec::Record;
 use super::error::StoreError;
 use crate::domain::event::FactsHash;
 use crate::domain::{
-    Agent, AgentId, AvailabilityStatus, Capabilities, Capability, Capacity, Currency, Event, EventBody, EventId, Facts,
-    JsonObject, Money, NodeId, Reputation, ResolutionOutcome, Timestamp, Total, TransactionId, TransactionStatus, Ttl,
+    Agent, AgentId, AgentVersion, AvailabilityStatus, Baseline, Capabilities, Capability, Capacity, Currency, Event,
+    EventBody, EventId, Facts, JsonObject, Money, NodeId, Reputation, ResolutionOutcome, Timestamp, Total,
+    TransactionId, TransactionStatus, Ttl,
 };
 
 macro_rules! record {
@@ -31,7 +32,7 @@ fn damaged(what: &str) -> StoreError {
 
 /// An agent, and where it stands in the agent changes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct AgentV1 {
+pub struct AgentV2 {
     agent_id: AgentId,
     name: String,
     capabilities: Capabilities,
@@ -47,13 +48,15 @@ pub struct AgentV1 {
     ttl: Ttl,
     expires_at: Timestamp,
     expired: bool,
-    node_id: NodeId,
+    version: AgentVersion,
+    claimed: bool,
+    baseline: Baseline,
     /// The key of this agent's one entry in the agent changes.
     pub change_seq: u64,
 }
-record!(AgentV1, 1, "agent");
+record!(AgentV2, 2, "agent");
 
-impl AgentV1 {
+impl AgentV2 {
     pub fn from_domain(agent: &Agent, change_seq: u64) -> Self {
         Self {
             agent_id: agent.agent_id.clone(),
@@ -71,7 +74,9 @@ impl AgentV1 {
             ttl: agent.ttl,
             expires_at: agent.expires_at,
             expired: agent.expired,
-            node_id: agent.node_id,
+            version: agent.version,
+            claimed: agent.claimed,
+            baseline: agent.baseline.clone(),
             change_seq,
         }
     }
@@ -97,7 +102,9 @@ impl AgentV1 {
             ttl: self.ttl,
             expires_at: self.expires_at,
             expired: self.expired,
-            node_id: self.node_id,
+            version: self.version,
+            claimed: self.claimed,
+            baseline: self.baseline,
         })
     }
 }

@@ -8,7 +8,7 @@ use super::codec;
 use super::error::StoreError;
 use super::log::{self, LogHead};
 use super::query::{self, Position, TransactionFilter, TransactionPage};
-use super::records::{AgentV1, BalanceV1, TotalsV1};
+use super::records::{AgentV2, BalanceV1, TotalsV1};
 use super::tables::{self, ParsedTally, Tally, TxKey, id_key};
 use crate::domain::{Agent, AgentId, Capability, Currency, Event, Transaction, TransactionId};
 
@@ -80,7 +80,7 @@ impl Snapshot {
     /// One agent.
     pub fn agent(&self, id: &AgentId) -> Result<Option<Agent>, StoreError> {
         let row = self.table(tables::AGENTS)?.get(id.as_str())?;
-        row.map(|row| codec::decode::<AgentV1>(row.value())?.into_domain()).transpose()
+        row.map(|row| codec::decode::<AgentV2>(row.value())?.into_domain()).transpose()
     }
 
     /// Those of the agents that are stored, in the order asked for.
@@ -89,7 +89,7 @@ impl Snapshot {
         let mut agents = Vec::new();
         for id in ids {
             if let Some(row) = table.get(id.as_str())? {
-                agents.push(codec::decode::<AgentV1>(row.value())?.into_domain()?);
+                agents.push(codec::decode::<AgentV2>(row.value())?.into_domain()?);
             }
         }
         Ok(agents)
@@ -98,7 +98,7 @@ impl Snapshot {
     /// Visits every agent, by id. For starting up, not for requests.
     pub fn for_each_agent(&self, mut visit: impl FnMut(Agent)) -> Result<(), StoreError> {
         for entry in self.table(tables::AGENTS)?.iter()? {
-            visit(codec::decode::<AgentV1>(entry?.1.value())?.into_domain()?);
+            visit(codec::decode::<AgentV2>(entry?.1.value())?.into_domain()?);
         }
         Ok(())
     }

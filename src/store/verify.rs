@@ -11,7 +11,7 @@ use redb::{ReadableDatabase, ReadableTable, ReadableTableMetadata};
 use super::codec;
 use super::error::{OpenError, StoreError};
 use super::log::{self, LogRow};
-use super::records::{AgentV1, BalanceV1, EventV1, ReceiptV1, TombstoneV1, TotalsV1, TransactionV1, status_code};
+use super::records::{AgentV2, BalanceV1, EventV1, ReceiptV1, TombstoneV1, TotalsV1, TransactionV1, status_code};
 use super::snapshot::Snapshot;
 use super::tables::{
     self, LoadKey, OPEN_SCOPE, ParsedTally, Roles, Tally, TxKey, id_key, index_key, index_target, minute_of,
@@ -350,7 +350,7 @@ impl Check<'_> {
         let mut changed = Vec::new();
         for entry in agents.iter()? {
             let (id, row) = entry?;
-            let record: AgentV1 = codec::decode(row.value())?;
+            let record: AgentV2 = codec::decode(row.value())?;
             changed.push((id.value().to_owned(), record.change_seq));
             let agent = record.into_domain()?;
             if agent.agent_id.as_str() != id.value() {

@@ -2,5 +2,10 @@
 //!
 //! Deliberately absent: redb and HTTP.
 
+pub mod driver;
 pub mod postgres;
+pub mod state;
 pub mod tls;
+
+/// The URL of a central system, as it is at present; read at every connect.
+pub type CurrentUrl = std::sync::Arc<arc_swap::ArcSwap<secrecy::SecretString>>;

@@ -75,7 +75,7 @@ fn assert_profile(profile: &Profile, agent: &naive::Agent, engine: &Engine, now:
     assert_eq!(i64::from(told.ttl.seconds()) * 1_000_000, agent.ttl_micros);
     assert_eq!(profile.expires_at.as_micros(), agent.expires_at);
     let state = if agent.is_live(now) { LeaseState::Live } else { LeaseState::Expired };
-    assert_eq!((profile.lease, profile.local, told.node_id), (state, true, engine.node_id()));
+    assert_eq!((profile.lease, profile.local, told.node_id()), (state, true, engine.node_id()));
 }
 
 fn sort(agents: &mut [&naive::Agent], by: RankBy) {

@@ -380,7 +380,7 @@ impl<'a> From<&'a engine::Profile> for Profile<'a> {
                     LeaseState::Stale => "stale",
                 },
             },
-            origin: Origin { node_id: Shown(agent.node_id), local: profile.local },
+            origin: Origin { node_id: Shown(agent.node_id()), local: profile.local },
         }
     }
 }

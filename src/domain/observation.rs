@@ -1,0 +1,128 @@
+//! What one node has observed of an agent's work, as counters that only grow, so that it may be told more than once.
+//!
+//! Every node that observes an agent, its owner included, keeps cumulative counters under an observer id. The owner
+//! folds what lies above the *baseline* that it keeps beside the agent; the baseline travels with the agent, so that
+//! whoever takes it over folds nothing twice.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::ids::AgentId;
+
+/// Who observes: one series of cumulative counters for an agent. A file that was copied or restored goes on under a new
+/// one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ObserverId(pub Uuid);
+
+impl fmt::Display for ObserverId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Debug for ObserverId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// What an observer has seen of an agent, in all.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Counters {
+    /// Outcomes that were a success.
+    pub successes: u64,
+    /// Outcomes that were a failure.
+    pub failures: u64,
+    /// How far the score was to move: the sum of ±weight of the outcomes and of all corrections.
+    pub score: f64,
+}
+
+impl Counters {
+    /// One outcome.
+    pub fn outcome(success: bool, weight: f64) -> Self {
+        if success {
+            Self { successes: 1, failures: 0, score: weight }
+        } else {
+            Self { successes: 0, failures: 1, score: -weight }
+        }
+    }
+
+    /// One correction of the score.
+    pub fn correction(delta: f64) -> Self {
+        Self { score: delta, ..Self::default() }
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            successes: self.successes.saturating_add(other.successes),
+            failures: self.failures.saturating_add(other.failures),
+            score: finite(self.score + other.score),
+        }
+    }
+
+    /// What this has beyond `other`; counts stop at 0.
+    #[must_use]
+    pub fn minus(self, other: Self) -> Self {
+        Self {
+            successes: self.successes.saturating_sub(other.successes),
+            failures: self.failures.saturating_sub(other.failures),
+            score: finite(self.score - other.score),
+        }
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_zero(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A sum of finite weights may leave the range of doubles; its end says as much about a score within 0 to 5.
+fn finite(sum: f64) -> f64 {
+    if sum.is_nan() { 0.0 } else { sum.clamp(f64::MIN, f64::MAX) }
+}
+
+/// How much of each observer's counters an agent's reputation already holds.
+pub type Baseline = BTreeMap<ObserverId, Counters>;
+
+/// This node's counters for one agent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Observation {
+    /// Of whom.
+    pub agent_id: AgentId,
+    /// Under which id.
+    pub observer: ObserverId,
+    /// All that was observed.
+    pub total: Counters,
+    /// What Redis is known to hold of it.
+    pub acked: Counters,
+}
+
+impl Observation {
+    /// What Redis is not known to hold.
+    pub fn unacked(&self) -> Counters {
+        self.total.minus(self.acked)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_add_and_subtract_and_never_leave_the_numbers() {
+        let three = Counters::outcome(true, 1.5).plus(Counters::outcome(false, 0.5)).plus(Counters::correction(-2.0));
+        assert_eq!(three, Counters { successes: 1, failures: 1, score: -1.0 });
+        assert_eq!(three.minus(Counters::outcome(true, 1.5)), Counters { successes: 0, failures: 1, score: -2.5 });
+        assert!(three.minus(three).is_zero());
+        let most = Counters { successes: u64::MAX, failures: 0, score: f64::MAX };
+        let sum = most.plus(most);
+        assert_eq!((sum.successes, sum.score), (u64::MAX, f64::MAX));
+        assert_eq!(Counters::default().minus(most).successes, 0);
+    }
+}
