@@ -4,5 +4,9 @@ mod common;
 
 #[path = "sync_postgres/access.rs"]
 mod access;
+#[path = "sync_postgres/batches.rs"]
+mod batches;
+#[path = "sync_postgres/book.rs"]
+mod book;
 #[path = "sync_postgres/schema.rs"]
 mod schema;

@@ -12,7 +12,7 @@ use tradepost::sync::postgres::session::{Access, Limits, Session};
 
 use super::common::postgres::{Bouncer, PASSWORD, Postgres};
 
-fn runtime() -> tokio::runtime::Runtime {
+pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 

@@ -8,7 +8,7 @@ use std::error::Error as _;
 use std::fmt;
 
 use tokio_postgres::Error;
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{DbError, SqlState};
 
 /// What can be done about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub struct Trouble {
     pub code: Option<String>,
     /// The constraint that refused, if one did.
     pub constraint: Option<String>,
+    /// The id of the transaction whose row was refused, if PostgreSQL says so. No more than a hint.
+    pub culprit: Option<String>,
     /// What happened, for people.
     pub words: String,
 }
@@ -43,7 +45,7 @@ pub struct Trouble {
 impl Trouble {
     /// One of our own making.
     pub fn new(kind: Kind, words: impl Into<String>) -> Self {
-        Self { kind, code: None, constraint: None, words: words.into() }
+        Self { kind, code: None, constraint: None, culprit: None, words: words.into() }
     }
 
     /// The engine could not do its part.
@@ -61,6 +63,7 @@ impl From<Error> for Trouble {
             kind: kind_of(refusal.code()),
             code: Some(refusal.code().code().to_owned()),
             constraint: refusal.constraint().map(ToOwned::to_owned),
+            culprit: culprit(refusal),
             words: format!("{} (SQLSTATE {})", refusal.message(), refusal.code().code()),
         }
     }
@@ -76,6 +79,13 @@ impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.words)
     }
+}
+
+/// The first column of the row that a constraint refused, out of `Failing row contains (…, …).` in whatever language.
+fn culprit(refusal: &DbError) -> Option<String> {
+    let row = refusal.detail().filter(|_| refusal.table() == Some("marketplace_transactions"))?;
+    let (_, values) = row.split_once('(')?;
+    values.split_once(',').map(|(id, _)| id.to_owned())
 }
 
 /// Classes and codes as of PostgreSQL's Appendix A.
