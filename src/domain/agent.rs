@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::ids::{AgentId, Capability, Currency, NodeId};
+use super::ids::{AgentId, Capability, Currency, NodeId, ObserverId};
 use super::json::JsonObject;
 use super::money::Money;
-use super::observation::Baseline;
+use super::observation::{Baseline, Counters};
 use super::refusal::{Invalid, Refusal};
 use super::reputation::Reputation;
 use super::time::Timestamp;
@@ -73,12 +73,8 @@ impl Agent {
     }
 
     /// The version of its next change: the next one of its owner, or a new claim to it where it is not claimed.
-    fn next_version(&self, context: AgentContext) -> AgentVersion {
-        if self.claimed {
-            self.version.next()
-        } else {
-            AgentVersion::begin(context.now, self.version.epoch.max(context.last_epoch), context.node_id)
-        }
+    fn next_version(&self, context: &AgentContext) -> AgentVersion {
+        if self.claimed { self.version.next() } else { context.begin(Some(self.version)) }
     }
 }
 
@@ -288,8 +284,17 @@ pub fn parse_cost(cost: Money) -> Result<Money, Invalid> {
     if cost.is_negative() { Err(Invalid::new("cost_per_task", "must be 0 or more")) } else { Ok(cost) }
 }
 
+/// What is remembered of an agent that was deleted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Departed {
+    /// The version of its deletion.
+    pub version: AgentVersion,
+    /// What of its observers' counters was folded before: whoever has the id next is not given it again.
+    pub baseline: Baseline,
+}
+
 /// What a rule needs to know besides the agent itself.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct AgentContext {
     /// The wall clock.
     pub now: Timestamp,
@@ -299,8 +304,17 @@ pub struct AgentContext {
     pub default_ttl: Ttl,
     /// A revision that no deleted agent has passed.
     pub revision_floor: u64,
-    /// The last epoch known for this id, if there is no such agent any more; else 0.
-    pub last_epoch: u64,
+    /// The last agent of this id, if it was deleted and is still remembered.
+    pub departed: Option<Departed>,
+}
+
+impl AgentContext {
+    /// A version that begins anew, above all that is known of the id.
+    fn begin(&self, existing: Option<AgentVersion>) -> AgentVersion {
+        let departed = self.departed.as_ref().map(|departed| departed.version);
+        let last_epoch = existing.max(departed).map_or(0, |version| version.epoch);
+        AgentVersion::begin(self.now, last_epoch, self.node_id)
+    }
 }
 
 /// An agent that is stored, and whether its lease runs.
@@ -328,8 +342,11 @@ pub fn register(
 pub fn replace(existing: Option<Agent>, registration: Registration, context: AgentContext) -> Agent {
     let ttl = registration.ttl.unwrap_or(context.default_ttl);
     let previous_revision = existing.as_ref().map_or(0, |agent| agent.revision).max(context.revision_floor);
-    let last_epoch = existing.as_ref().map_or(0, |agent| agent.version.epoch).max(context.last_epoch);
-    let (reputation, baseline) = existing.map(|agent| (agent.reputation, agent.baseline)).unwrap_or_default();
+    let version = context.begin(existing.as_ref().map(|agent| agent.version));
+    let (reputation, baseline) = match existing {
+        Some(agent) => (agent.reputation, agent.baseline),
+        None => (Reputation::default(), context.departed.map(|departed| departed.baseline).unwrap_or_default()),
+    };
     Agent {
         agent_id: registration.agent_id,
         name: registration.name,
@@ -342,11 +359,11 @@ pub fn replace(existing: Option<Agent>, registration: Registration, context: Age
         last_updated: context.now,
         reputation,
         metadata: registration.metadata,
-        revision: previous_revision + 1,
+        revision: previous_revision.saturating_add(1),
         ttl,
         expires_at: context.now.after(ttl.duration()),
         expired: false,
-        version: AgentVersion::begin(context.now, last_epoch, context.node_id),
+        version,
         claimed: true,
         baseline,
     }
@@ -356,7 +373,7 @@ pub fn replace(existing: Option<Agent>, registration: Registration, context: Age
 pub fn update(agent: Agent, patch: AgentPatch, context: AgentContext) -> Result<Agent, Refusal> {
     require_local(&agent, context.node_id)?;
     let ttl = patch.ttl.unwrap_or(agent.ttl);
-    let version = agent.next_version(context);
+    let version = agent.next_version(&context);
     Ok(Agent {
         name: patch.name.unwrap_or(agent.name),
         cost_per_task: patch.cost_per_task.unwrap_or(agent.cost_per_task),
@@ -367,7 +384,7 @@ pub fn update(agent: Agent, patch: AgentPatch, context: AgentContext) -> Result<
         capabilities: patch.capabilities.unwrap_or(agent.capabilities),
         metadata: patch.metadata.unwrap_or(agent.metadata),
         last_updated: context.now,
-        revision: agent.revision + 1,
+        revision: agent.revision.saturating_add(1),
         ttl,
         expires_at: context.now.after(ttl.duration()),
         expired: false,
@@ -381,8 +398,40 @@ pub fn update(agent: Agent, patch: AgentPatch, context: AgentContext) -> Result<
 pub fn revive(agent: Agent, context: AgentContext) -> Result<Agent, Refusal> {
     require_local(&agent, context.node_id)?;
     let expires_at = context.now.after(agent.ttl.duration());
-    let version = agent.next_version(context);
+    let version = agent.next_version(&context);
     Ok(Agent { expires_at, expired: false, version, claimed: true, ..agent })
+}
+
+/// Deletes; the version of the deletion.
+pub fn unregister(agent: &Agent, context: &AgentContext) -> Result<AgentVersion, Refusal> {
+    require_local(agent, context.node_id)?;
+    Ok(agent.next_version(context))
+}
+
+/// An agent after `counters` of its work were observed here, where they now stand at `total` in all. Its owner tells
+/// others, who must not fold it again; anybody else keeps it as its own view, and the owner hears of it as an
+/// observation.
+pub fn observe(agent: Agent, counters: Counters, observer: ObserverId, total: Counters, node_id: NodeId) -> Agent {
+    let reputation = agent.reputation.folded(counters);
+    let local = agent.is_local(node_id);
+    let mut seen = Agent { reputation, ..agent };
+    if local {
+        seen.baseline.insert(observer, total);
+        seen.version = if seen.claimed { seen.version.next() } else { seen.version };
+    }
+    seen
+}
+
+/// An agent after its owner folded what the observers' counters hold above the baseline; `None` if that is nothing.
+pub fn fold_observations(agent: &Agent, totals: impl IntoIterator<Item = (ObserverId, Counters)>) -> Option<Agent> {
+    let mut folded = agent.clone();
+    for (observer, total) in totals {
+        if let Some(above) = total.above(folded.baseline.get(&observer)) {
+            folded.reputation = folded.reputation.folded(above);
+            folded.baseline.insert(observer, total);
+        }
+    }
+    (folded.baseline != agent.baseline).then(|| Agent { version: agent.version.next(), ..folded })
 }
 
 /// Refuses unless `node_id` owns the agent.
@@ -401,7 +450,7 @@ mod tests {
             node_id: NodeId::from_bytes([1; 16]),
             default_ttl: Ttl::default(),
             revision_floor: 0,
-            last_epoch: 0,
+            departed: None,
         }
     }
 
@@ -477,7 +526,8 @@ mod tests {
         assert_eq!(changed.version, AgentVersion { seq: 2, ..agent.version });
         let renamed = AgentContext { node_id: NodeId::from_bytes([2; 16]), ..context(60) };
         let inherited = Agent { claimed: false, ..agent };
-        for claim in [update(inherited.clone(), AgentPatch::default(), renamed), revive(inherited, renamed)] {
+        let patch = AgentPatch::default();
+        for claim in [update(inherited.clone(), patch, renamed.clone()), revive(inherited, renamed.clone())] {
             let claim = claim.unwrap();
             assert_eq!(claim.version, AgentVersion { epoch: 60, seq: 1, node_id: renamed.node_id });
             assert!(claim.claimed);

@@ -187,6 +187,11 @@ uuid_id! {
     /// One ledger event.
     EventId
 }
+uuid_id! {
+    /// Who observes an agent: one series of cumulative counters. A file that was copied or restored goes on under a new
+    /// one.
+    ObserverId
+}
 
 impl NodeId {
     /// The author of events that were adopted from clients which write none.

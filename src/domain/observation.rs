@@ -5,30 +5,10 @@
 //! whoever takes it over folds nothing twice.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
-use super::ids::AgentId;
-
-/// Who observes: one series of cumulative counters for an agent. A file that was copied or restored goes on under a new
-/// one.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct ObserverId(pub Uuid);
-
-impl fmt::Display for ObserverId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0, f)
-    }
-}
-
-impl fmt::Debug for ObserverId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0, f)
-    }
-}
+use super::ids::{AgentId, ObserverId};
 
 /// What an observer has seen of an agent, in all.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
@@ -74,6 +54,15 @@ impl Counters {
             failures: self.failures.saturating_sub(other.failures),
             score: finite(self.score - other.score),
         }
+    }
+
+    /// What this has beyond a baseline of the same observer. `None` if that is nothing, or if it is behind the baseline:
+    /// a central system that lost data shows older counters for a while.
+    pub fn above(self, baseline: Option<&Self>) -> Option<Self> {
+        let baseline = baseline.copied().unwrap_or_default();
+        let behind = self.successes < baseline.successes || self.failures < baseline.failures;
+        let above = self.minus(baseline);
+        (!behind && !above.is_zero()).then_some(above)
     }
 
     /// Whether there is nothing in it.

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use super::command::{Command, Effect, Once, Receipt, Repeatable, Session, Stop};
 use super::error::Error;
 use super::lease::Lease;
-use crate::domain::{Agent, AgentId, AgentPatch, Delta, Refusal, Registration, Reputation, Timestamp, Weight, agent};
+use crate::domain::{
+    Agent, AgentId, AgentPatch, Counters, Delta, Refusal, Registration, Reputation, Timestamp, Weight, agent,
+};
 use crate::metrics::{Metrics, RegisterResult};
 use crate::store::Publish;
 
@@ -72,7 +74,11 @@ impl Profile {
     pub(super) fn new(agent: Agent, lease: &Lease, monotonic: std::time::Duration, local: bool) -> Self {
         let live = !agent.expired && lease.is_live(monotonic);
         let expires_at = lease.expires_at();
-        let lease = if live { LeaseState::Live } else { LeaseState::Expired };
+        let lease = match live {
+            false => LeaseState::Expired,
+            true if !local && lease.is_stale(monotonic) => LeaseState::Stale,
+            true => LeaseState::Live,
+        };
         Self { agent, expires_at, lease, local }
     }
 }
@@ -97,7 +103,8 @@ impl Repeatable for Register {
 
     fn run_once(self, session: &mut Session<'_, '_>) -> Result<Once<Profile>, Stop> {
         let existing = session.existing(&self.0.agent_id)?;
-        let agent = agent::register(existing, self.0, session.agent_context())?;
+        let context = session.agent_context(&self.0.agent_id)?;
+        let agent = agent::register(existing, self.0, context)?;
         let lease = session.put_with_new_lease(&agent)?;
         let subject = agent.agent_id.to_string();
         Ok(Once { value: profile(agent, Some(lease), session), created: true, subject })
@@ -130,7 +137,8 @@ impl Command for Replace {
         let existing = session.batch.agent(&self.registration.agent_id)?;
         self.when.check(&self.registration.agent_id, existing.as_ref())?;
         let created = existing.is_none();
-        let agent = agent::replace(existing, self.registration, session.agent_context());
+        let context = session.agent_context(&self.registration.agent_id)?;
+        let agent = agent::replace(existing, self.registration, context);
         let lease = session.put_with_new_lease(&agent)?;
         Ok(Receipt { value: profile(agent, Some(lease), session), created, replayed: false })
     }
@@ -153,7 +161,7 @@ impl Command for Update {
     fn run(self, session: &mut Session<'_, '_>) -> Result<Profile, Stop> {
         let agent = session.require_agent(&self.agent_id)?;
         self.when.check(&self.agent_id, Some(&agent))?;
-        let agent = agent::update(agent, self.patch, session.agent_context())?;
+        let agent = agent::update(agent, self.patch, session.agent_context(&self.agent_id)?)?;
         let lease = session.put_with_new_lease(&agent)?;
         Ok(profile(agent, Some(lease), session))
     }
@@ -171,8 +179,8 @@ impl Command for Unregister {
     fn run(self, session: &mut Session<'_, '_>) -> Result<(), Stop> {
         let agent = session.require_agent(&self.agent_id)?;
         self.when.check(&self.agent_id, Some(&agent))?;
-        agent::require_local(&agent, session.batch.node_id())?;
-        session.remove(&agent)
+        let version = agent::unregister(&agent, &session.agent_context(&self.agent_id)?)?;
+        session.remove(&agent, version)
     }
 
     fn count(outcome: &Result<(), Error>, metrics: &Metrics) {
@@ -182,7 +190,8 @@ impl Command for Unregister {
     }
 }
 
-/// Begins a new lease for an agent whose old one ended; the heartbeats that come in time need no command.
+/// Begins a new lease for an agent whose old one ended, or claims one that is not claimed; other heartbeats that come in
+/// time need no command.
 pub struct Revive(pub AgentId);
 
 impl Command for Revive {
@@ -192,12 +201,12 @@ impl Command for Revive {
         let agent = session.require_agent(&self.0)?;
         agent::require_local(&agent, session.batch.node_id())?;
         // Two heartbeats may both find the lease ended; the first one here begins a new one, the second renews it.
-        if let Some(lease) = session.lease(&self.0).filter(|_| !agent.expired)
+        if let Some(lease) = session.lease(&self.0).filter(|_| !agent.expired && agent.claimed)
             && let Ok(expires_at) = lease.renew(session.moment, agent.ttl)
         {
             return Ok(expires_at);
         }
-        let agent = agent::revive(agent, session.agent_context())?;
+        let agent = agent::revive(agent, session.agent_context(&self.0)?)?;
         let lease = session.put_with_new_lease(&agent)?;
         Ok(lease.expires_at())
     }
@@ -232,9 +241,8 @@ impl Repeatable for ObserveOutcome {
     type Entity = Reputation;
 
     fn run_once(self, session: &mut Session<'_, '_>) -> Result<Once<Reputation>, Stop> {
-        let (success, weight) = (self.success, self.weight);
-        let once = change_reputation(&self.agent_id, session, |reputation| reputation.observed(success, weight))?;
-        session.after_commit(Effect::Observed { agent_id: self.agent_id, success });
+        let once = observe(&self.agent_id, session, Counters::outcome(self.success, self.weight.get()))?;
+        session.after_commit(Effect::Outcome { agent_id: self.agent_id, success: self.success });
         Ok(once)
     }
 
@@ -253,8 +261,7 @@ impl Repeatable for AdjustReputation {
     type Entity = Reputation;
 
     fn run_once(self, session: &mut Session<'_, '_>) -> Result<Once<Reputation>, Stop> {
-        let delta = self.delta;
-        change_reputation(&self.agent_id, session, |reputation| reputation.adjusted(delta))
+        observe(&self.agent_id, session, Counters::correction(self.delta.get()))
     }
 
     fn reread(subject: &str, session: &Session<'_, '_>) -> Result<Reputation, Stop> {
@@ -262,15 +269,16 @@ impl Repeatable for AdjustReputation {
     }
 }
 
-/// Changes the reputation alone: neither the lease nor the revision.
-fn change_reputation(
-    id: &AgentId,
-    session: &mut Session<'_, '_>,
-    change: impl FnOnce(Reputation) -> Reputation,
-) -> Result<Once<Reputation>, Stop> {
+/// Takes in what was observed here of an agent, whoever owns it: neither the lease nor the revision changes.
+fn observe(id: &AgentId, session: &mut Session<'_, '_>, counters: Counters) -> Result<Once<Reputation>, Stop> {
     let agent = session.require_agent(id)?;
-    let reputation = change(agent.reputation);
-    let lease = session.lease(id).unwrap_or_else(|| Arc::new(Lease::ended(agent.expires_at)));
-    session.put(&Agent { reputation, ..agent }, lease, Publish::Yes)?;
+    let mut observation = session.observation(id)?;
+    observation.total = observation.total.plus(counters);
+    let node_id = session.batch.node_id();
+    let agent = agent::observe(agent, counters, observation.observer, observation.total, node_id);
+    let reputation = agent.reputation;
+    session.put_keeping_lease(&agent, Publish::Yes)?;
+    session.batch.put_observation(&observation)?;
+    session.after_commit(Effect::ObservationsMoved);
     Ok(Once { value: reputation, created: false, subject: id.to_string() })
 }

@@ -12,7 +12,10 @@ use super::error::Error;
 use super::lease::{Lease, Moment};
 use super::pending::Pending;
 use crate::domain::agent::{AgentContext, Existing};
-use crate::domain::{Agent, AgentId, Capability, Refusal, Timestamp, TransactionStatus, Ttl};
+use crate::domain::{
+    Agent, AgentId, AgentVersion, Capability, Counters, Observation, ObserverId, Refusal, Timestamp, TransactionStatus,
+    Ttl,
+};
 use crate::metrics::Metrics;
 use crate::store::{Batch, Publish, Receipt as StoredReceipt, StoreError};
 
@@ -56,8 +59,12 @@ pub enum Effect {
     Put(Entry),
     /// The directory loses one.
     Remove(AgentId),
+    /// A lease ends at another time than it was watched for.
+    Rewatch(AgentId),
+    /// Counters of an agent's work have grown.
+    ObservationsMoved,
     /// An outcome was observed.
-    Observed {
+    Outcome {
         /// Of whom.
         agent_id: AgentId,
         /// Whether it was a success.
@@ -133,14 +140,28 @@ impl<'a, 't> Session<'a, 't> {
     }
 
     /// What the rules for agents need to know.
-    pub fn agent_context(&self) -> AgentContext {
-        AgentContext {
+    pub fn agent_context(&self, id: &AgentId) -> Result<AgentContext, Stop> {
+        Ok(AgentContext {
             now: self.moment.now,
             node_id: self.batch.node_id(),
             default_ttl: self.default_ttl,
             revision_floor: self.batch.revision_floor(),
-            last_epoch: 0,
+            departed: self.batch.departed(id)?,
+        })
+    }
+
+    /// What this node has observed of an agent; new counters if it is nothing yet.
+    pub fn observation(&mut self, id: &AgentId) -> Result<Observation, Stop> {
+        if let Some(observation) = self.batch.observation(id)? {
+            return Ok(observation);
         }
+        let (total, acked) = (Counters::default(), Counters::default());
+        Ok(Observation { agent_id: id.clone(), observer: self.mint_observer(), total, acked })
+    }
+
+    /// A fresh observer id.
+    pub fn mint_observer(&mut self) -> ObserverId {
+        ObserverId::mint(self.moment.now, self.random_bytes())
     }
 
     /// A stored agent that must exist.
@@ -171,7 +192,13 @@ impl<'a, 't> Session<'a, 't> {
         Ok(lease)
     }
 
-    /// Writes an agent that keeps its lease.
+    /// Writes an agent that keeps the lease that it has, if it has one.
+    pub fn put_keeping_lease(&mut self, agent: &Agent, publish: Publish) -> Result<(), Stop> {
+        let lease = self.lease(&agent.agent_id).unwrap_or_else(|| Arc::new(Lease::ended(agent.expires_at)));
+        self.put(agent, lease, publish)
+    }
+
+    /// Writes an agent with this lease.
     pub fn put(&mut self, agent: &Agent, lease: Arc<Lease>, publish: Publish) -> Result<(), Stop> {
         self.batch.put_agent(agent, publish)?;
         let local = agent.is_local(self.batch.node_id());
@@ -180,9 +207,9 @@ impl<'a, 't> Session<'a, 't> {
         Ok(())
     }
 
-    /// Removes an agent.
-    pub fn remove(&mut self, agent: &Agent) -> Result<(), Stop> {
-        self.batch.remove_agent(agent)?;
+    /// Removes an agent; `version` is that of its deletion.
+    pub fn remove(&mut self, agent: &Agent, version: AgentVersion) -> Result<(), Stop> {
+        self.batch.remove_agent(agent, version)?;
         self.leases.insert(agent.agent_id.clone(), None);
         self.effects.push(Effect::Remove(agent.agent_id.clone()));
         Ok(())

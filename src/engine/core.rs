@@ -4,15 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::sync::watch;
 
 use super::directory::Directory;
 use super::error::Error;
 use super::lease::Moment;
 use super::loads::Loads;
-use super::replica::SinkBoard;
+use super::replica::{CommitMark, SinkBoard};
 use super::rotation::Rotation;
 use crate::clock::Clock;
-use crate::domain::Ttl;
+use crate::domain::{LogPosition, Ttl};
 use crate::metrics::Metrics;
 use crate::store::{Store, Totals};
 
@@ -25,6 +26,8 @@ pub struct View {
     pub loads: Loads,
     /// The store's counters.
     pub totals: Totals,
+    /// The end of the ledger log.
+    pub log: LogPosition,
 }
 
 /// Shared state: only the writer changes it, everybody reads it without a lock.
@@ -36,6 +39,7 @@ pub struct Core {
     pub rotation: Rotation,
     pub sinks: SinkBoard,
     view: ArcSwap<View>,
+    commits: watch::Sender<CommitMark>,
     failed: ArcSwapOption<Error>,
     closing: AtomicBool,
 }
@@ -50,6 +54,7 @@ impl Core {
             rotation: Rotation::default(),
             sinks: SinkBoard::default(),
             view: ArcSwap::default(),
+            commits: watch::Sender::default(),
             failed: ArcSwapOption::empty(),
             closing: AtomicBool::new(false),
         }
@@ -65,9 +70,15 @@ impl Core {
         self.view.load_full()
     }
 
-    /// Puts a new view in the place of the last.
-    pub fn publish(&self, view: View) {
+    /// Puts a new view in the place of the last, and says how far the store has come.
+    pub fn publish(&self, view: View, mark: CommitMark) {
         self.view.store(Arc::new(view));
+        self.commits.send_if_modified(|last| std::mem::replace(last, mark) != mark);
+    }
+
+    /// How far the store has come, for those who wait for more.
+    pub fn commits(&self) -> watch::Receiver<CommitMark> {
+        self.commits.subscribe()
     }
 
     /// Why writes are refused at present, if they are.

@@ -12,7 +12,7 @@ use imbl::{HashMap, OrdMap, OrdSet, Vector};
 
 use super::lease::Lease;
 use crate::domain::ranking::{RankBy, Standing};
-use crate::domain::{Agent, AgentId, AvailabilityStatus, Capabilities, Capability, Ttl};
+use crate::domain::{Agent, AgentId, AgentVersion, AvailabilityStatus, Capabilities, Capability, NodeId, Ttl};
 
 /// What the directory keeps of an agent.
 #[derive(Debug)]
@@ -29,6 +29,10 @@ pub struct Entry {
     pub expired: bool,
     /// Whether this node owns it.
     pub local: bool,
+    /// Whether this node claims it; see [`Agent::claimed`].
+    pub claimed: bool,
+    /// Its version.
+    pub version: AgentVersion,
 }
 
 impl Entry {
@@ -48,6 +52,8 @@ impl Entry {
             lease,
             expired: agent.expired,
             local,
+            claimed: agent.claimed,
+            version: agent.version,
         }
     }
 }
@@ -143,6 +149,11 @@ impl Directory {
     /// The entry of an agent.
     pub fn get(&self, id: &AgentId) -> Option<&Arc<Entry>> {
         self.by_id.get(id)
+    }
+
+    /// Every agent, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        self.by_id.values()
     }
 
     /// The agents whose leases run, but for those whose expiry is about to be committed.
@@ -327,6 +338,8 @@ fn placeholder(standing: &Standing) -> Entry {
         lease: Arc::new(Lease::ended(crate::domain::Timestamp::default())),
         expired: true,
         local: false,
+        claimed: true,
+        version: AgentVersion { epoch: 0, seq: 0, node_id: NodeId::NIL },
     }
 }
 

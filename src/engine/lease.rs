@@ -3,14 +3,19 @@
 //! A lease is a deadline in monotonic time, so a wall clock that jumps expires nobody and revives nobody. Heartbeats
 //! move it without the writer and without a lock; only the writer ends it, by exchanging the very deadline that it saw
 //! pass, so a heartbeat that came just before is never overlooked.
+//!
+//! The lease of a remote agent is confirmed from outside, up to a time that its node renews. What lies beyond it is
+//! *grace*: the agent is stale then, and lives on until its node can be asked.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::domain::{AgentId, Timestamp, Ttl};
 
 const ENDED: u64 = 0;
+/// How long a remote lease that ran out is waited for, since its end is asked about before it is believed.
+const ASKING: Duration = Duration::from_secs(5);
 
 /// One agent's lease, shared by all versions of its entry in the directory.
 #[derive(Debug)]
@@ -19,6 +24,10 @@ pub struct Lease {
     deadline: AtomicU64,
     /// The same moment by the wall clock as it was when the lease was last renewed; for people.
     expires_at: AtomicI64,
+    /// Of a remote agent's: until when it is confirmed, at or before the deadline. Unused for a local one.
+    confirmed_until: AtomicU64,
+    /// Of a remote agent's: whether it cannot be confirmed now.
+    unconfirmed: AtomicBool,
 }
 
 /// A moment on both clocks.
@@ -37,20 +46,40 @@ pub struct Ended;
 impl Lease {
     /// A lease that begins now.
     pub fn begin(moment: Moment, ttl: Ttl) -> Self {
+        Self::until(deadline(moment.monotonic, ttl.duration()), moment.now.after(ttl.duration()))
+    }
+
+    /// A remote agent's lease that runs for `remaining` yet.
+    pub fn remote(moment: Moment, remaining: Duration) -> Self {
+        let lease = Self::until(deadline(moment.monotonic, remaining + ASKING), moment.now.after(remaining));
+        lease.confirmed_until.store(deadline(moment.monotonic, remaining), Ordering::Release);
+        lease
+    }
+
+    /// A remote agent's lease of which only its length is known: stale for one of it.
+    pub fn unconfirmed(moment: Moment, ttl: Ttl) -> Self {
+        let lease = Self::remote(moment, ttl.duration());
+        lease.unconfirmed.store(true, Ordering::Release);
+        lease
+    }
+
+    fn until(deadline: u64, expires_at: Timestamp) -> Self {
         Self {
-            deadline: AtomicU64::new(deadline(moment, ttl)),
-            expires_at: AtomicI64::new(moment.now.after(ttl.duration()).as_micros()),
+            deadline: AtomicU64::new(deadline),
+            expires_at: AtomicI64::new(expires_at.as_micros()),
+            confirmed_until: AtomicU64::new(deadline),
+            unconfirmed: AtomicBool::new(false),
         }
     }
 
     /// A lease that ended at `expired_at`.
     pub fn ended(expired_at: Timestamp) -> Self {
-        Self { deadline: AtomicU64::new(ENDED), expires_at: AtomicI64::new(expired_at.as_micros()) }
+        Self::until(ENDED, expired_at)
     }
 
     /// Renews; when it expires now.
     pub fn renew(&self, moment: Moment, ttl: Ttl) -> Result<Timestamp, Ended> {
-        let next = deadline(moment, ttl);
+        let next = deadline(moment.monotonic, ttl.duration());
         self.deadline
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |current| {
                 (current != ENDED).then_some(current.max(next))
@@ -59,6 +88,52 @@ impl Lease {
         let expires_at = moment.now.after(ttl.duration());
         self.expires_at.store(expires_at.as_micros(), Ordering::Release);
         Ok(expires_at)
+    }
+
+    /// A remote agent's: confirmed for `remaining` from now. Nothing happens to a lease that has ended.
+    pub fn confirm(&self, moment: Moment, remaining: Duration) {
+        if self.set_deadline(|_| deadline(moment.monotonic, remaining + ASKING)) {
+            self.confirmed_until.store(deadline(moment.monotonic, remaining), Ordering::Release);
+            self.expires_at.store(moment.now.after(remaining).as_micros(), Ordering::Release);
+            self.unconfirmed.store(false, Ordering::Release);
+        }
+    }
+
+    /// A remote agent's: nobody can confirm it now; it lives on for `grace` beyond the time it is confirmed until.
+    pub fn hold(&self, grace: Duration) {
+        let confirmed_until = Duration::from_micros(self.confirmed_until.load(Ordering::Acquire));
+        self.set_deadline(|current| current.max(deadline(confirmed_until, grace)));
+        self.unconfirmed.store(true, Ordering::Release);
+    }
+
+    /// A remote agent's: it was not found where it should be, and is stale for `grace` from now.
+    pub fn doubt(&self, moment: Moment, grace: Duration) {
+        self.set_deadline(|_| deadline(moment.monotonic, grace));
+        self.unconfirmed.store(true, Ordering::Release);
+    }
+
+    /// A remote agent's that was held: it can be confirmed again, and lives on for `grace` at most until it is.
+    pub fn release(&self, moment: Moment, grace: Duration) {
+        if self.unconfirmed.load(Ordering::Acquire) {
+            self.set_deadline(|current| current.min(deadline(moment.monotonic, grace)));
+        }
+    }
+
+    fn set_deadline(&self, next: impl Fn(u64) -> u64) -> bool {
+        let set = |current| (current != ENDED).then(|| next(current));
+        self.deadline.fetch_update(Ordering::AcqRel, Ordering::Acquire, set).is_ok()
+    }
+
+    /// A remote agent's: whether it runs without being confirmed.
+    pub fn is_stale(&self, monotonic: Duration) -> bool {
+        self.unconfirmed.load(Ordering::Acquire) || self.confirmed_until.load(Ordering::Acquire) <= micros(monotonic)
+    }
+
+    /// How long it is confirmed for yet: for a local agent how long it runs. Zero once it has ended.
+    pub fn remaining(&self, monotonic: Duration, local: bool) -> Duration {
+        let end = self.deadline.load(Ordering::Acquire);
+        let end = if local { end } else { end.min(self.confirmed_until.load(Ordering::Acquire)) };
+        Duration::from_micros(end.saturating_sub(micros(monotonic)))
     }
 
     /// Whether it runs.
@@ -93,8 +168,8 @@ enum Due {
     NotBefore(u64),
 }
 
-fn deadline(moment: Moment, ttl: Ttl) -> u64 {
-    micros(moment.monotonic + ttl.duration()).max(ENDED + 1)
+fn deadline(from: Duration, duration: Duration) -> u64 {
+    micros(from.saturating_add(duration)).max(ENDED + 1)
 }
 
 fn micros(duration: Duration) -> u64 {
@@ -179,6 +254,28 @@ mod tests {
         assert_eq!(queue.end_due(Duration::from_secs(18), 10, |_| Some(&lease)), [id]);
         assert_eq!(lease.renew(moment(18), ttl), Err(Ended));
         assert_eq!(queue.until_next(Duration::ZERO), None);
+    }
+
+    #[test]
+    fn a_remote_lease_is_stale_beyond_what_is_confirmed_and_while_nobody_can_confirm_it() {
+        let seconds = Duration::from_secs;
+        let lease = Lease::remote(moment(0), seconds(10));
+        assert!(lease.is_live(seconds(9)) && !lease.is_stale(seconds(9)));
+        assert!(lease.is_live(seconds(12)) && lease.is_stale(seconds(12)), "its end is asked about first");
+        assert_eq!((lease.remaining(seconds(4), false), lease.remaining(seconds(12), false)), (seconds(6), seconds(0)));
+        assert!(!lease.is_live(seconds(16)));
+
+        lease.hold(seconds(100));
+        lease.hold(seconds(100));
+        assert!(lease.is_stale(seconds(1)) && lease.is_live(seconds(109)) && !lease.is_live(seconds(110)));
+        lease.release(moment(50), seconds(20));
+        assert!(lease.is_stale(seconds(51)) && lease.is_live(seconds(69)) && !lease.is_live(seconds(70)));
+        lease.confirm(moment(60), seconds(30));
+        assert!(!lease.is_stale(seconds(89)) && lease.is_stale(seconds(91)));
+        lease.release(moment(61), seconds(1));
+        assert!(lease.is_live(seconds(89)), "what is confirmed needs no releasing");
+        lease.doubt(moment(70), seconds(5));
+        assert!(lease.is_stale(seconds(71)) && !lease.is_live(seconds(75)));
     }
 
     #[test]

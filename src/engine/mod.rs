@@ -202,6 +202,9 @@ impl Engine {
         if !entry.local {
             return Pending::ready(Err(Refusal::AgentNotLocal(id.clone()).into()));
         }
+        if !entry.claimed {
+            return self.submit(Revive(id.clone()));
+        }
         match entry.lease.renew(self.core().moment(), entry.ttl) {
             Ok(expires_at) => Pending::ready(Ok(expires_at)),
             Err(lease::Ended) => self.submit(Revive(id.clone())),

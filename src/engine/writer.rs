@@ -21,6 +21,8 @@ use super::directory::{Directory, Entry};
 use super::error::Error;
 use super::lease::{Lease, LeaseQueue, Moment};
 use super::loads::{LoadMinutes, Loads, WINDOW_MINUTES};
+use super::replica::CommitMark;
+use crate::domain::AgentId;
 use crate::store::{Head, StoreAge, StoreError, minute_of};
 
 /// The most commands in one batch.
@@ -33,6 +35,7 @@ const MAX_EXPIRIES: usize = 1_000;
 const MAX_PURGE: usize = 1_000;
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(60);
 const RECEIPTS_KEPT: Duration = Duration::from_secs(7 * 24 * 3_600);
+const REMOTE_AGENTS_KEPT: Duration = Duration::from_secs(30 * 24 * 3_600);
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
 const LONGEST_CHECK_RETRY: Duration = Duration::from_secs(20);
@@ -71,6 +74,9 @@ pub struct Writer {
     /// Monotonic time, and the store's age, when this writer started.
     started: Duration,
     opened_at_age: StoreAge,
+    observation_seq: u64,
+    /// Where to go on looking for remote agents to forget.
+    next_purged_agent: Option<AgentId>,
 }
 
 impl Writer {
@@ -92,6 +98,8 @@ impl Writer {
             last_commit: Duration::ZERO,
             started,
             opened_at_age,
+            observation_seq: 0,
+            next_purged_agent: None,
         };
         writer.rebuild()?;
         Ok(writer)
@@ -198,20 +206,28 @@ impl Writer {
     ) -> Result<Vec<Effect>, StoreError> {
         let (directory, random, default_ttl) = (&self.directory, &mut self.random, self.core.default_ttl);
         let age = self.opened_at_age.after(moment.monotonic.saturating_sub(self.started));
+        let next_purged_agent = &mut self.next_purged_agent;
         let (effects, purged) = self.core.store.write(&mut self.head, |batch| {
             let mut purged = 0;
+            let mut forgotten = Vec::new();
             batch.grow_to(age);
             if housekeeping {
                 purged = purged.max(batch.purge_receipts(age.before(RECEIPTS_KEPT), MAX_PURGE)?);
                 let oldest_minute = minute_of(moment.now).saturating_sub(WINDOW_MINUTES + 1);
                 purged = purged.max(batch.purge_loads(oldest_minute, MAX_PURGE)?);
-                purged = purged.max(batch.purge_tombstones(MAX_PURGE)?);
+                purged = purged.max(batch.purge_tombstones(moment.now, MAX_PURGE)?);
+                let kept_from = age.before(REMOTE_AGENTS_KEPT);
+                let remote = batch.purge_remote(kept_from, moment.now, next_purged_agent.as_ref(), MAX_PURGE)?;
+                *next_purged_agent = remote.next;
+                forgotten = remote.forgotten;
             }
             let mut session = Session::new(batch, directory, moment, default_ttl, random);
             for job in jobs {
                 job.run(&mut session)?;
             }
-            Ok((session.into_effects(), purged))
+            let mut effects = session.into_effects();
+            effects.splice(0..0, forgotten.into_iter().map(Effect::Remove));
+            Ok((effects, purged))
         })?;
         if housekeeping {
             // When there was more to forget than one batch may, the next one goes on.
@@ -238,7 +254,13 @@ impl Writer {
                     self.leases.forget(&id);
                     self.directory.remove(&id);
                 }
-                Effect::Observed { agent_id, success } => metrics.outcome_observed(agent_id.as_str(), success),
+                Effect::Rewatch(id) => {
+                    if let Some(entry) = self.directory.get(&id).filter(|entry| !entry.expired) {
+                        self.leases.watch(&id, &entry.lease);
+                    }
+                }
+                Effect::ObservationsMoved => self.observation_seq += 1,
+                Effect::Outcome { agent_id, success } => metrics.outcome_observed(agent_id.as_str(), success),
                 Effect::Recorded { provider, capability, currency, amount, at } => {
                     metrics.recorded(capability.as_str(), currency.as_str(), amount);
                     self.loads.add(&mut self.load_minutes, &provider, &capability, minute_of(at), 1);
@@ -258,15 +280,15 @@ impl Writer {
     }
 
     fn publish(&self) {
-        self.core.publish(View {
-            directory: self.directory.clone(),
-            loads: self.loads.clone(),
-            totals: *self.head.totals(),
-        });
+        let (totals, log) = (*self.head.totals(), self.head.log_position());
+        let mark =
+            CommitMark { log_seq: log.seq, change_seq: totals.change_seq, observation_seq: self.observation_seq };
+        let (directory, loads) = (self.directory.clone(), self.loads.clone());
+        self.core.publish(View { directory, loads, totals, log }, mark);
     }
 
     /// Derives directory and loads from the store. Leases that run go on; an agent without one that is not marked
-    /// expired gets a fresh one.
+    /// expired gets a fresh one, and is stale with it if it is remote.
     fn rebuild(&mut self) -> Result<(), StoreError> {
         let moment = self.core.moment();
         let snapshot = self.core.store.snapshot()?;
@@ -278,7 +300,8 @@ impl Writer {
             let lease = match running {
                 _ if agent.expired => Arc::new(Lease::ended(agent.expires_at)),
                 Some(lease) => lease,
-                None => Arc::new(Lease::begin(moment, agent.ttl)),
+                None if agent.is_local(node_id) => Arc::new(Lease::begin(moment, agent.ttl)),
+                None => Arc::new(Lease::unconfirmed(moment, agent.ttl)),
             };
             if !agent.expired {
                 leases.watch(&agent.agent_id, &lease);

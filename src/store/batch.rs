@@ -11,33 +11,37 @@ use redb::{ReadableTable, Table, WriteTransaction};
 use super::codec;
 use super::error::StoreError;
 use super::query;
-use super::records::{AgentV2, BalanceV1, ReceiptV1, StoreAge, TombstoneV1, TotalsV1, TransactionV1, status_code};
-use super::tables::{self, LoadKey, OPEN_SCOPE, Roles, Tally, TxKey, id_key, index_key, minute_of};
+use super::records::{BalanceV1, ReceiptV1, StoreAge, TotalsV1, TransactionV1, status_code};
+use super::tables::{self, LoadKey, OPEN_SCOPE, Roles, Tally, TxKey, id_key, index_key, meta, minute_of};
 use super::{Head, log};
 use crate::domain::fold::{Fold, fold};
 use crate::domain::{
-    Agent, AgentId, Capability, Currency, Event, EventBody, Facts, NodeId, Timestamp, TransactionId, TransactionStatus,
+    AgentId, Capability, Currency, Event, EventBody, Facts, Identity, LogPosition, NodeId, Timestamp, TransactionId,
+    TransactionStatus,
 };
 
 type Bytes = &'static [u8];
 
 /// A write transaction in the making.
 pub struct Batch<'t> {
-    node_id: NodeId,
-    head: Head,
+    pub(super) head: Head,
+    pub(super) meta: Table<'t, &'static str, Bytes>,
     log: Table<'t, u64, Bytes>,
     transactions: Table<'t, &'static [u8; 12], Bytes>,
     ids: Table<'t, Bytes, &'static [u8; 12]>,
     index: Table<'t, &'static [u8; 16], u8>,
     tallies: Table<'t, Bytes, Bytes>,
     numbers: Table<'t, &'static str, u32>,
-    agents: Table<'t, &'static str, Bytes>,
-    changes: Table<'t, u64, &'static str>,
-    tombstones: Table<'t, &'static str, Bytes>,
+    pub(super) agents: Table<'t, &'static str, Bytes>,
+    pub(super) changes: Table<'t, u64, &'static str>,
+    pub(super) tombstones: Table<'t, &'static str, Bytes>,
+    pub(super) observations: Table<'t, &'static str, Bytes>,
+    pub(super) sinks: Table<'t, u8, Bytes>,
+    pub(super) parked: Table<'t, Bytes, Bytes>,
     receipts: Table<'t, &'static [u8; 16], Bytes>,
     receipt_ages: Table<'t, &'static [u8; 24], ()>,
     totals_before: TotalsV1,
-    changed: bool,
+    pub(super) changed: bool,
     // Counters that many commands of one batch touch are written once, at its end.
     known_numbers: HashMap<AgentId, u32>,
     balances: HashMap<(u32, Currency), BalanceV1>,
@@ -54,19 +58,9 @@ pub struct StoredTransaction {
     pub fold: Fold,
 }
 
-/// Whether a change of an agent is news for the registry of other nodes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Publish {
-    /// It is: the agent moves to the end of the agent changes.
-    Yes,
-    /// It is not, such as an expiry, which every node sees for itself.
-    No,
-}
-
 impl<'t> Batch<'t> {
-    pub(super) fn open(transaction: &'t WriteTransaction, node_id: NodeId, head: Head) -> Result<Self, StoreError> {
+    pub(super) fn open(transaction: &'t WriteTransaction, head: Head) -> Result<Self, StoreError> {
         Ok(Self {
-            node_id,
             totals_before: head.totals,
             changed: false,
             head,
@@ -79,6 +73,10 @@ impl<'t> Batch<'t> {
             agents: transaction.open_table(tables::AGENTS)?,
             changes: transaction.open_table(tables::AGENT_CHANGES)?,
             tombstones: transaction.open_table(tables::TOMBSTONES)?,
+            observations: transaction.open_table(tables::OBSERVATIONS)?,
+            sinks: transaction.open_table(tables::SINKS)?,
+            parked: transaction.open_table(tables::PARKED)?,
+            meta: transaction.open_table(tables::META)?,
             receipts: transaction.open_table(tables::RECEIPTS)?,
             receipt_ages: transaction.open_table(tables::RECEIPT_AGES)?,
             known_numbers: HashMap::new(),
@@ -88,8 +86,8 @@ impl<'t> Batch<'t> {
     }
 
     /// Creates every table, so that readers find them.
-    pub(super) fn create_tables(transaction: &WriteTransaction) -> Result<(), StoreError> {
-        Batch::open(transaction, NodeId::from_bytes([0; 16]), Head::empty()).map(drop)
+    pub(super) fn create_tables(transaction: &WriteTransaction, node_id: NodeId) -> Result<(), StoreError> {
+        Batch::open(transaction, Head::of_new_store(node_id)).map(drop)
     }
 
     /// Whether anything is to be committed.
@@ -115,7 +113,24 @@ impl<'t> Batch<'t> {
 
     /// This store's node.
     pub fn node_id(&self) -> NodeId {
-        self.node_id
+        self.head.identity.node_id
+    }
+
+    /// This store's node, and who it was before.
+    pub fn identity(&self) -> &Identity {
+        &self.head.identity
+    }
+
+    /// Goes on under another id. What was written under the present one stays this store's own.
+    pub fn rename_node(&mut self, node_id: NodeId) -> Result<(), StoreError> {
+        self.changed = true;
+        let mut earlier = vec![self.head.identity.node_id];
+        earlier.extend(&self.head.identity.earlier);
+        let bytes: Vec<u8> = earlier.iter().flat_map(|id| *id.as_bytes()).collect();
+        self.meta.insert(meta::EARLIER_IDS, bytes.as_slice())?;
+        self.meta.insert(meta::NODE_ID, node_id.as_bytes().as_slice())?;
+        self.head.identity = Arc::new(Identity { node_id, earlier });
+        Ok(())
     }
 
     /// How long this store has been open in all: a time that no wall clock can jump.
@@ -131,89 +146,6 @@ impl<'t> Batch<'t> {
     /// A revision that no deleted agent has passed.
     pub fn revision_floor(&self) -> u64 {
         self.head.totals.revision_floor
-    }
-
-    // --- agents ---
-
-    /// A stored agent.
-    pub fn agent(&self, id: &AgentId) -> Result<Option<Agent>, StoreError> {
-        self.stored_agent(id)?.map(AgentV2::into_domain).transpose()
-    }
-
-    fn stored_agent(&self, id: &AgentId) -> Result<Option<AgentV2>, StoreError> {
-        self.agents.get(id.as_str())?.map(|row| codec::decode(row.value())).transpose()
-    }
-
-    /// Writes an agent, new or changed.
-    pub fn put_agent(&mut self, agent: &Agent, publish: Publish) -> Result<(), StoreError> {
-        self.changed = true;
-        let id = agent.agent_id.as_str();
-        let previous = match self.stored_agent(&agent.agent_id)?.map(|stored| stored.change_seq) {
-            Some(seq) => Some(seq),
-            None => {
-                self.head.totals.agents += 1;
-                self.take_tombstone(id)?
-            }
-        };
-        let change_seq = match (publish, previous) {
-            (Publish::No, Some(seq)) => seq,
-            _ => self.next_change(id, previous)?,
-        };
-        self.agents.insert(id, codec::encode(&AgentV2::from_domain(agent, change_seq)).as_slice())?;
-        Ok(())
-    }
-
-    /// Deletes an agent and keeps a tombstone for as long as its lease could run elsewhere.
-    pub fn remove_agent(&mut self, agent: &Agent) -> Result<(), StoreError> {
-        self.changed = true;
-        let id = agent.agent_id.as_str();
-        let previous = self.stored_agent(&agent.agent_id)?.map(|stored| stored.change_seq);
-        let change_seq = self.next_change(id, previous)?;
-        let tombstone =
-            TombstoneV1 { revision: agent.revision, keep_until: self.age().after(agent.ttl.duration()), change_seq };
-        self.tombstones.insert(id, codec::encode(&tombstone).as_slice())?;
-        if self.agents.remove(id)?.is_some() {
-            self.head.totals.agents -= 1;
-        }
-        let floor = &mut self.head.totals.revision_floor;
-        *floor = (*floor).max(agent.revision);
-        Ok(())
-    }
-
-    /// Forgets at most `limit` tombstones whose time has passed.
-    pub fn purge_tombstones(&mut self, limit: usize) -> Result<usize, StoreError> {
-        let mut due = Vec::new();
-        for entry in self.tombstones.iter()? {
-            let (id, row) = entry?;
-            if codec::decode::<TombstoneV1>(row.value())?.keep_until <= self.age() {
-                due.push(id.value().to_owned());
-                if due.len() == limit {
-                    break;
-                }
-            }
-        }
-        self.changed |= !due.is_empty();
-        for id in &due {
-            if let Some(seq) = self.take_tombstone(id)? {
-                self.changes.remove(seq)?;
-            }
-        }
-        Ok(due.len())
-    }
-
-    fn take_tombstone(&mut self, id: &str) -> Result<Option<u64>, StoreError> {
-        let Some(row) = self.tombstones.remove(id)? else { return Ok(None) };
-        Ok(Some(codec::decode::<TombstoneV1>(row.value())?.change_seq))
-    }
-
-    fn next_change(&mut self, id: &str, previous: Option<u64>) -> Result<u64, StoreError> {
-        if let Some(previous) = previous {
-            self.changes.remove(previous)?;
-        }
-        self.head.totals.change_seq += 1;
-        let seq = self.head.totals.change_seq;
-        self.changes.insert(seq, id)?;
-        Ok(seq)
     }
 
     // --- ledger ---
@@ -428,8 +360,19 @@ impl<'t> Batch<'t> {
 }
 
 impl Head {
-    pub(super) fn empty() -> Self {
-        Self { log: log::LogHead::default(), totals: TotalsV1::default(), newest_created: None, last_recorded: None }
+    pub(super) fn of_new_store(node_id: NodeId) -> Self {
+        Self {
+            identity: Arc::new(Identity { node_id, earlier: Vec::new() }),
+            log: log::LogHead::default(),
+            totals: TotalsV1::default(),
+            newest_created: None,
+            last_recorded: None,
+        }
+    }
+
+    /// The end of the ledger log as of the last commit.
+    pub fn log_position(&self) -> LogPosition {
+        LogPosition { seq: self.log.seq, hash: self.log.hash }
     }
 
     /// The counters of the whole store as of the last commit.

@@ -11,12 +11,13 @@ use wincode::{SchemaRead, SchemaWrite};
 
 use super::codec::{Record, decode, encode};
 use super::records::{
-    AgentV2, BalanceSideV1, BalanceV1, EventV1, ReceiptV1, StoreAge, TombstoneV1, TotalsV1, TransactionV1,
+    AgentV2, BalanceSideV1, BalanceV1, EventV1, ObservationV1, ReceiptV1, StoreAge, TombstoneV2, TotalsV1,
+    TransactionV1,
 };
 use crate::domain::{
-    Agent, AgentId, AgentVersion, AvailabilityStatus, Capabilities, Capability, Capacity, Counters, Currency, Event,
-    EventBody, EventId, Facts, JsonObject, Money, NodeId, ObserverId, Reputation, ResolutionOutcome, Timestamp, Total,
-    TransactionId, TransactionStatus, Ttl,
+    Agent, AgentId, AgentVersion, AvailabilityStatus, Baseline, Capabilities, Capability, Capacity, Counters, Currency,
+    Event, EventBody, EventId, Facts, JsonObject, Money, NodeId, ObserverId, Reputation, ResolutionOutcome, Timestamp,
+    Total, TransactionId, TransactionStatus, Ttl,
 };
 
 const NODE: [u8; 16] = [0x11; 16];
@@ -38,15 +39,11 @@ fn agent() -> AgentV2 {
         ttl: Ttl::default(),
         expires_at: Timestamp::from_micros(1_795_395_031_767_109),
         expired: false,
-        version: AgentVersion { epoch: 1_795_391_431_767_000, seq: 3, node_id: NodeId::from_bytes(NODE) },
+        version: version(),
         claimed: true,
-        baseline: [(
-            ObserverId(uuid::Uuid::from_bytes([0x77; 16])),
-            Counters { successes: 11, failures: 300, score: -1.5 },
-        )]
-        .into(),
+        baseline: baseline(),
     };
-    AgentV2::from_domain(&agent, 70_000)
+    AgentV2::from_domain(&agent, Some(70_000), StoreAge(500))
 }
 
 fn event(body: EventBody) -> EventV1 {
@@ -110,8 +107,27 @@ fn receipt() -> ReceiptV1 {
     ReceiptV1 { request: [0x66; 32], created: true, subject: "t1".to_owned(), at: StoreAge(500) }
 }
 
-fn tombstone() -> TombstoneV1 {
-    TombstoneV1 { revision: 8, keep_until: StoreAge(3_600_000_000), change_seq: 9 }
+fn tombstone() -> TombstoneV2 {
+    TombstoneV2 {
+        revision: 8,
+        keep_until: StoreAge(3_600_000_000),
+        change_seq: Some(9),
+        version: version(),
+        baseline: baseline(),
+    }
+}
+
+fn version() -> AgentVersion {
+    AgentVersion { epoch: 1_795_391_431_767_000, seq: 3, node_id: NodeId::from_bytes(NODE) }
+}
+
+fn baseline() -> Baseline {
+    [(ObserverId::from_bytes([0x77; 16]), Counters { successes: 11, failures: 300, score: -1.5 })].into()
+}
+
+fn observation() -> ObservationV1 {
+    let total = Counters { successes: 11, failures: 300, score: -1.5 };
+    ObservationV1 { observer: ObserverId::from_bytes([0x77; 16]), total, acked: Counters::default() }
 }
 
 /// The bytes of an event, which are the same for all of them up to the body.
@@ -145,13 +161,25 @@ fn agents_version_2() {
         "02 0474686f6e 0454686f6e 02 076261636b656e64 06707974686f6e fd00325f9d08000000 03555344 01066e6574203330 02 \
          fb2c01 fd8ae80b49ccc10c00 0000000000001240 0c 0b 01 0a7b2261223a312e31307d 07 fb100e fd8a3033f6cdc10c00 00 \
          fdd8f38524e6600600 03 1011111111111111111111111111111111 01 \
-         01 1077777777777777777777777777777777 0b fb2c01 000000000000f8bf fc70110100",
+         01 1077777777777777777777777777777777 0b fb2c01 000000000000f8bf 01fc70110100 fbf401",
     );
 }
 
 #[test]
-fn tombstones_version_1() {
-    assert_stored_as(&tombstone(), "01 08 fc00a493d6 09");
+fn tombstones_version_2() {
+    assert_stored_as(
+        &tombstone(),
+        "02 08 fc00a493d6 0109 fdd8f38524e6600600 03 1011111111111111111111111111111111 \
+         01 1077777777777777777777777777777777 0b fb2c01 000000000000f8bf",
+    );
+}
+
+#[test]
+fn observations_version_1() {
+    assert_stored_as(
+        &observation(),
+        "01 1077777777777777777777777777777777 0b fb2c01 000000000000f8bf 00 00 0000000000000000",
+    );
 }
 
 #[test]
@@ -244,7 +272,8 @@ mod mirror {
         pub version: Version,
         pub claimed: bool,
         pub baseline: Vec<(Vec<u8>, Counters)>,
-        pub change_seq: u64,
+        pub change_seq: Option<u64>,
+        pub written_at: u64,
     }
 
     #[derive(Debug, PartialEq, SchemaRead, SchemaWrite)]
@@ -342,7 +371,8 @@ fn wincode_reads_and_writes_the_same_agent() {
         version: mirror::Version { epoch: 1_795_391_431_767_000, seq: 3, node_id: NODE.to_vec() },
         claimed: true,
         baseline: vec![(vec![0x77; 16], mirror::Counters { successes: 11, failures: 300, score: -1.5 })],
-        change_seq: 70_000,
+        change_seq: Some(70_000),
+        written_at: 500,
     };
     assert_eq!(read, expected);
 }

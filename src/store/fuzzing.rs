@@ -1,7 +1,7 @@
 //! The way in for the fuzz target of the record codec.
 
 use super::codec::{Record, decode, encode};
-use super::records::{AgentV2, BalanceV1, EventV1, ReceiptV1, TombstoneV1, TotalsV1, TransactionV1};
+use super::records::{AgentV2, BalanceV1, EventV1, ObservationV1, ReceiptV1, TombstoneV2, TotalsV1, TransactionV1};
 
 /// Reads `bytes` as a record of every kind.
 ///
@@ -19,10 +19,11 @@ pub fn read_records(bytes: &[u8]) {
     if let Some(transaction) = read::<TransactionV1>(bytes) {
         drop(transaction.status());
     }
-    read::<TombstoneV1>(bytes);
+    read::<TombstoneV2>(bytes);
     read::<BalanceV1>(bytes);
     read::<TotalsV1>(bytes);
     read::<ReceiptV1>(bytes);
+    read::<ObservationV1>(bytes);
 }
 
 fn read<R: Record>(bytes: &[u8]) -> Option<R> {

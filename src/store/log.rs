@@ -71,6 +71,14 @@ pub fn read(table: &impl ReadableTable<u64, &'static [u8]>, seq: u64) -> Result<
     }
 }
 
+/// The hash of the chain up to a row; all zeros before the first, `None` beyond the last.
+pub fn hash(table: &impl ReadableTable<u64, &'static [u8]>, seq: u64) -> Result<Option<[u8; HASH_BYTES]>, StoreError> {
+    if seq == 0 {
+        return Ok(Some(LogHead::default().hash));
+    }
+    table.get(seq)?.map(|row| Ok(LogRow::parse(row.value())?.hash)).transpose()
+}
+
 /// The end of the log as it is stored.
 pub fn head(table: &impl ReadableTable<u64, &'static [u8]>) -> Result<LogHead, StoreError> {
     match table.last()? {

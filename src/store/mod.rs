@@ -20,6 +20,8 @@ pub mod fuzzing;
 mod log;
 mod query;
 mod records;
+mod registry;
+mod sinks;
 mod snapshot;
 mod tables;
 mod trial;
@@ -29,18 +31,19 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use rand::Rng;
 use redb::{Database, Durability, ReadableDatabase, StorageBackend};
 
-pub use batch::{Batch, Publish, StoredTransaction};
+pub use batch::{Batch, StoredTransaction};
 pub use error::{OpenError, StoreError};
 pub use file::create_directory;
 pub use query::{Position, TransactionFilter, TransactionPage};
 pub use records::{
     BalanceSideV1 as BalanceSide, BalanceV1 as Balance, ReceiptV1 as Receipt, StoreAge, TotalsV1 as Totals,
 };
-pub use snapshot::{Load, Snapshot};
+pub use registry::{Publish, PurgedRemote};
+pub use snapshot::{ChangedAgent, ChangedState, Load, Snapshot};
 pub use tables::minute_of;
 pub use verify::{VerifyReport, verify};
 
@@ -48,7 +51,7 @@ use self::backend::{Revocable, Revoker};
 use self::log::LogHead;
 use self::tables::meta;
 use self::trial::Trial;
-use crate::domain::{NodeId, Timestamp};
+use crate::domain::{Identity, NodeId, Timestamp};
 
 /// The format that this version writes, and the newest that it reads.
 pub const FORMAT: u32 = 2;
@@ -66,7 +69,7 @@ pub struct Store {
     backend: Mutex<Option<Arc<dyn StorageBackend>>>,
     opened: ArcSwapOption<Opened>,
     path: Option<PathBuf>,
-    node_id: NodeId,
+    identity: ArcSwap<Identity>,
 }
 
 #[derive(Debug)]
@@ -86,6 +89,7 @@ pub struct Mint<'a> {
 /// What the next batch continues from; known after opening and after every commit.
 #[derive(Debug, Clone)]
 pub struct Head {
+    identity: Arc<Identity>,
     log: LogHead,
     totals: Totals,
     newest_created: Option<Timestamp>,
@@ -121,22 +125,27 @@ impl Store {
         let shown = path.clone().unwrap_or_else(|| PathBuf::from("memory"));
         let fail = |error: StoreError| open_error(&shown, error);
         let is_new = backend.len().map_err(|error| fail(error.into()))? == 0;
-        let (opened, node_id, head) = if is_new {
+        let (opened, head) = if is_new {
             let opened = open_database(&backend, false).map_err(fail)?;
             initialise(&opened.database, mint).map_err(fail)?;
-            let (node_id, head) = guarded(|| read_head(&opened.database)).map_err(|error| head_error(&shown, error))?;
-            (opened, node_id, head)
+            let head = guarded(|| read_head(&opened.database)).map_err(|error| head_error(&shown, error))?;
+            (opened, head)
         } else {
-            let (opened, (node_id, head)) = open_ours(&backend, &shown, read_head)?;
-            (opened, node_id, head)
+            open_ours(&backend, &shown, read_head)?
         };
         let opened = ArcSwapOption::new(Some(Arc::new(opened)));
-        Ok((Self { backend: Mutex::new(Some(backend)), opened, path, node_id }, head))
+        let identity = ArcSwap::new(Arc::clone(&head.identity));
+        Ok((Self { backend: Mutex::new(Some(backend)), opened, path, identity }, head))
     }
 
     /// This store's node.
     pub fn node_id(&self) -> NodeId {
-        self.node_id
+        self.identity.load().node_id
+    }
+
+    /// This store's node, and who it was before.
+    pub fn identity(&self) -> Arc<Identity> {
+        self.identity.load_full()
     }
 
     /// Where the file is; `None` for other backends.
@@ -174,7 +183,7 @@ impl Store {
             transaction
                 .set_durability(Durability::Immediate)
                 .map_err(|error| StoreError::Damaged(format!("durable commits are refused: {error}")))?;
-            let mut batch = Batch::open(&transaction, self.node_id, head.clone())?;
+            let mut batch = Batch::open(&transaction, head.clone())?;
             let result = changes(&mut batch)?;
             if !batch.is_changed() {
                 // Refusals and idle housekeeping cost no sync.
@@ -185,6 +194,7 @@ impl Store {
             let after = batch.finish()?;
             transaction.commit()?;
             *head = after;
+            self.identity.store(Arc::clone(&head.identity));
             Ok(result)
         })
     }
@@ -223,13 +233,15 @@ impl Store {
             old.revoker.revoke();
         }
         let opened = open_database(&self.backend()?, true)?;
-        let (node_id, head) = guarded(|| read_head(&opened.database)).map_err(|error| match error {
+        let head = guarded(|| read_head(&opened.database)).map_err(|error| match error {
             HeadError::Newer(found) => StoreError::Damaged(format!("its format turned to {found}")),
             HeadError::Store(error) => error,
         })?;
-        if node_id != self.node_id {
+        // A change of identity may have been committed although its commit failed.
+        if !head.identity.is_own(self.node_id()) {
             return Err(StoreError::Damaged("it is another node's file now".to_owned()));
         }
+        self.identity.store(Arc::clone(&head.identity));
         self.opened.store(Some(Arc::new(opened)));
         Ok(head)
     }
@@ -281,10 +293,10 @@ pub fn compact(path: &Path) -> Result<CompactReport, OpenError> {
 }
 
 /// Opens the file of a stopped store for work on the whole of it.
-fn open_stopped(path: &Path) -> Result<(Opened, Arc<dyn StorageBackend>, NodeId), OpenError> {
+fn open_stopped(path: &Path) -> Result<(Opened, Arc<dyn StorageBackend>, Identity), OpenError> {
     let backend = file::open_existing(path)?.backend;
-    let (opened, node_id) = open_ours(&backend, path, read_identity)?;
-    Ok((opened, backend, node_id))
+    let (opened, identity) = open_ours(&backend, path, read_identity)?;
+    Ok((opened, backend, identity))
 }
 
 /// Opens what `recognise` takes for a store of ours, and changes nothing in it unless it does.
@@ -335,8 +347,8 @@ fn initialise(database: &Database, mint: Mint<'_>) -> Result<(), StoreError> {
         let mut table = transaction.open_table(tables::META)?;
         table.insert(meta::FORMAT, FORMAT.to_le_bytes().as_slice())?;
         table.insert(meta::NODE_ID, node_id.as_bytes().as_slice())?;
-        Batch::create_tables(&transaction)?;
     }
+    Batch::create_tables(&transaction, node_id)?;
     transaction.commit()?;
     Ok(())
 }
@@ -353,7 +365,7 @@ impl<E: Into<StoreError>> From<E> for HeadError {
 }
 
 /// Whether the file is one of ours, of a format that this version knows; whose it is.
-fn read_identity(database: &Database) -> Result<NodeId, HeadError> {
+fn read_identity(database: &Database) -> Result<Identity, HeadError> {
     let transaction = database.begin_read()?;
     let table = match transaction.open_table(tables::META) {
         Err(redb::TableError::TableDoesNotExist(_)) => {
@@ -374,25 +386,35 @@ fn read_identity(database: &Database) -> Result<NodeId, HeadError> {
         return Err(malformed(meta::FORMAT).into());
     }
     let node_id = field(meta::NODE_ID)?.try_into().map(NodeId::from_bytes).map_err(|_| malformed(meta::NODE_ID))?;
-    Ok(node_id)
+    let earlier = table.get(meta::EARLIER_IDS)?.map(|row| row.value().to_vec()).unwrap_or_default();
+    let (ids, rest) = earlier.as_chunks::<16>();
+    if !rest.is_empty() {
+        return Err(malformed(meta::EARLIER_IDS).into());
+    }
+    Ok(Identity { node_id, earlier: ids.iter().map(|id| NodeId::from_bytes(*id)).collect() })
 }
 
 /// Where the next batch goes on. What every write relies on is checked here.
-fn read_head(database: &Database) -> Result<(NodeId, Head), HeadError> {
-    let node_id = read_identity(database)?;
+fn read_head(database: &Database) -> Result<Head, HeadError> {
+    let identity = Arc::new(read_identity(database)?);
     let transaction = database.begin_read()?;
     let snapshot = Snapshot::new(transaction);
     snapshot.require_tables()?;
     let newest_created = snapshot.newest_transaction()?.map(|key| key.created_at);
-    let head =
-        Head { log: snapshot.log_head()?, totals: snapshot.totals()?, newest_created, last_recorded: newest_created };
+    let head = Head {
+        identity,
+        log: snapshot.log_head()?,
+        totals: snapshot.totals()?,
+        newest_created,
+        last_recorded: newest_created,
+    };
     if head.log.seq != head.totals.events {
         let (rows, counted) = (head.log.seq, head.totals.events);
         return Err(
             StoreError::Damaged(format!("the ledger log ends at row {rows}, but {counted} were written")).into()
         );
     }
-    Ok((node_id, head))
+    Ok(head)
 }
 
 fn head_error(path: &Path, error: HeadError) -> OpenError {

@@ -12,9 +12,9 @@ use super::codec::Record;
 use super::error::StoreError;
 use crate::domain::event::FactsHash;
 use crate::domain::{
-    Agent, AgentId, AgentVersion, AvailabilityStatus, Baseline, Capabilities, Capability, Capacity, Currency, Event,
-    EventBody, EventId, Facts, JsonObject, Money, NodeId, Reputation, ResolutionOutcome, Timestamp, Total,
-    TransactionId, TransactionStatus, Ttl,
+    Agent, AgentId, AgentVersion, AvailabilityStatus, Baseline, Capabilities, Capability, Capacity, Counters, Currency,
+    Event, EventBody, EventId, Facts, JsonObject, Money, NodeId, Observation, ObserverId, Reputation,
+    ResolutionOutcome, Timestamp, Total, TransactionId, TransactionStatus, Ttl,
 };
 
 macro_rules! record {
@@ -51,13 +51,15 @@ pub struct AgentV2 {
     version: AgentVersion,
     claimed: bool,
     baseline: Baseline,
-    /// The key of this agent's one entry in the agent changes.
-    pub change_seq: u64,
+    /// The key of a local agent's one entry in the agent changes.
+    pub change_seq: Option<u64>,
+    /// The store's age when this was written.
+    pub written_at: StoreAge,
 }
 record!(AgentV2, 2, "agent");
 
 impl AgentV2 {
-    pub fn from_domain(agent: &Agent, change_seq: u64) -> Self {
+    pub fn from_domain(agent: &Agent, change_seq: Option<u64>, written_at: StoreAge) -> Self {
         Self {
             agent_id: agent.agent_id.clone(),
             name: agent.name.clone(),
@@ -78,6 +80,7 @@ impl AgentV2 {
             claimed: agent.claimed,
             baseline: agent.baseline.clone(),
             change_seq,
+            written_at,
         }
     }
 
@@ -128,16 +131,40 @@ impl StoreAge {
 }
 
 /// What is kept of a deleted agent until its lease would have run out everywhere.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TombstoneV1 {
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TombstoneV2 {
     /// The last revision it had.
     pub revision: u64,
     /// The store's age at which this may be forgotten.
     pub keep_until: StoreAge,
-    /// Its entry in the agent changes.
-    pub change_seq: u64,
+    /// Its entry in the agent changes, if it was deleted here.
+    pub change_seq: Option<u64>,
+    /// The version of the deletion.
+    pub version: AgentVersion,
+    /// What of its observers' counters was folded.
+    pub baseline: Baseline,
 }
-record!(TombstoneV1, 1, "tombstone");
+record!(TombstoneV2, 2, "tombstone");
+
+/// This node's counters for one agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ObservationV1 {
+    pub observer: ObserverId,
+    pub total: Counters,
+    pub acked: Counters,
+}
+record!(ObservationV1, 1, "observation");
+
+impl ObservationV1 {
+    pub fn from_domain(observation: &Observation) -> Self {
+        Self { observer: observation.observer, total: observation.total, acked: observation.acked }
+    }
+
+    pub fn into_domain(self, agent_id: &str) -> Observation {
+        let agent_id = AgentId::from_stored(agent_id);
+        Observation { agent_id, observer: self.observer, total: self.total, acked: self.acked }
+    }
+}
 
 /// A ledger event; `node_seq` is its place in its author's log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -1,6 +1,7 @@
 //! Reading one state of the store.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTable, TableDefinition, TableHandle};
 
@@ -8,9 +9,11 @@ use super::codec;
 use super::error::StoreError;
 use super::log::{self, LogHead};
 use super::query::{self, Position, TransactionFilter, TransactionPage};
-use super::records::{AgentV2, BalanceV1, TotalsV1};
+use super::records::{AgentV2, BalanceV1, ObservationV1, StoreAge, TombstoneV2, TotalsV1};
 use super::tables::{self, ParsedTally, Tally, TxKey, id_key};
-use crate::domain::{Agent, AgentId, Capability, Currency, Event, Transaction, TransactionId};
+use crate::domain::{
+    Agent, AgentId, AgentVersion, Capability, Currency, Event, Observation, Transaction, TransactionId,
+};
 
 /// One state of the store. It stays readable, and pins its pages, for as long as it is held.
 pub struct Snapshot {
@@ -28,6 +31,31 @@ pub struct Load {
     pub capability: Capability,
     /// How many.
     pub count: u32,
+}
+
+/// A local agent that changed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ChangedAgent {
+    /// The number of its change.
+    pub change_seq: u64,
+    /// Which agent.
+    pub agent_id: AgentId,
+    /// What became of it.
+    pub state: ChangedState,
+}
+
+/// What became of an agent that changed.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ChangedState {
+    /// It is registered.
+    Registered(Box<Agent>),
+    /// It was deleted.
+    Deleted {
+        /// The version of the deletion.
+        version: AgentVersion,
+        /// How long the deletion is remembered yet, as of the last commit.
+        keep: Duration,
+    },
 }
 
 impl Snapshot {
@@ -58,6 +86,9 @@ impl Snapshot {
         self.table(tables::AGENTS)?;
         self.table(tables::AGENT_CHANGES)?;
         self.table(tables::TOMBSTONES)?;
+        self.table(tables::OBSERVATIONS)?;
+        self.table(tables::SINKS)?;
+        self.table(tables::PARKED)?;
         self.table(tables::RECEIPTS)?;
         self.table(tables::RECEIPT_AGES)?;
         Ok(())
@@ -71,6 +102,11 @@ impl Snapshot {
 
     pub(super) fn log_head(&self) -> Result<LogHead, StoreError> {
         log::head(&self.table(tables::LEDGER_LOG)?)
+    }
+
+    /// The hash of the ledger log's chain up to a row; all zeros for 0, `None` beyond the end.
+    pub fn log_hash(&self, seq: u64) -> Result<Option<[u8; 32]>, StoreError> {
+        log::hash(&self.table(tables::LEDGER_LOG)?, seq)
     }
 
     pub(super) fn newest_transaction(&self) -> Result<Option<TxKey>, StoreError> {
@@ -101,6 +137,41 @@ impl Snapshot {
             visit(codec::decode::<AgentV2>(entry?.1.value())?.into_domain()?);
         }
         Ok(())
+    }
+
+    /// At most `max` agents of the agent changes after `change_seq`, oldest change first.
+    pub fn changes_after(&self, change_seq: u64, max: usize) -> Result<Vec<ChangedAgent>, StoreError> {
+        let tombstones = self.table(tables::TOMBSTONES)?;
+        let age = StoreAge(self.totals()?.age_micros);
+        let mut changes = Vec::new();
+        for entry in self.table(tables::AGENT_CHANGES)?.range(change_seq.saturating_add(1)..)?.take(max) {
+            let (seq, id) = entry?;
+            let agent_id = AgentId::from_stored(id.value());
+            let state = match (self.agent(&agent_id)?, tombstones.get(id.value())?) {
+                (Some(agent), _) => ChangedState::Registered(Box::new(agent)),
+                (None, Some(row)) => {
+                    let tombstone: TombstoneV2 = codec::decode(row.value())?;
+                    let keep = Duration::from_micros(tombstone.keep_until.0.saturating_sub(age.0));
+                    ChangedState::Deleted { version: tombstone.version, keep }
+                }
+                (None, None) => return Err(StoreError::Damaged(format!("agent {agent_id} changed but is not there"))),
+            };
+            changes.push(ChangedAgent { change_seq: seq.value(), agent_id, state });
+        }
+        Ok(changes)
+    }
+
+    /// What this node has observed of agents' work and has not been told to be held centrally.
+    pub fn unacked_observations(&self) -> Result<Vec<Observation>, StoreError> {
+        let mut observations = Vec::new();
+        for entry in self.table(tables::OBSERVATIONS)?.iter()? {
+            let (id, row) = entry?;
+            let observation = codec::decode::<ObservationV1>(row.value())?.into_domain(id.value());
+            if observation.total != observation.acked {
+                observations.push(observation);
+            }
+        }
+        Ok(observations)
     }
 
     /// Visits the loads of `minute` and later. For starting up, not for requests.

@@ -12,7 +12,8 @@
 //! | `tallies` | [`Tally`] | totals, balances, load by the minute |
 //!
 //! Beside them: `agent_numbers` (an agent that a transaction names, as a number), `agents`, `agent_changes` (one entry
-//! for each changed agent, newest last), `tombstones`, `receipts` and `receipt_ages` (idempotency keys), `meta`.
+//! for each changed local agent, newest last), `tombstones`, `observations` (of agents' work, by agent), `sinks` and `parked` (replication's
+//! cursors, and entries that a sink refuses), `receipts` and `receipt_ages` (idempotency keys), `meta`.
 
 use redb::TableDefinition;
 
@@ -29,6 +30,9 @@ pub const AGENT_NUMBERS: TableDefinition<'_, &str, u32> = TableDefinition::new("
 pub const AGENTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("agents");
 pub const AGENT_CHANGES: TableDefinition<'_, u64, &str> = TableDefinition::new("agent_changes");
 pub const TOMBSTONES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("tombstones");
+pub const OBSERVATIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("observations");
+pub const SINKS: TableDefinition<'_, u8, &[u8]> = TableDefinition::new("sinks");
+pub const PARKED: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("parked");
 pub const RECEIPTS: TableDefinition<'_, &[u8; 16], &[u8]> = TableDefinition::new("receipts");
 pub const RECEIPT_AGES: TableDefinition<'_, &[u8; 24], ()> = TableDefinition::new("receipt_ages");
 
@@ -38,6 +42,8 @@ pub mod meta {
     pub const FORMAT: &str = "format";
     /// The node's id, 16 bytes.
     pub const NODE_ID: &str = "node_id";
+    /// The ids that the node had before, newest first, 16 bytes each; absent if there are none.
+    pub const EARLIER_IDS: &str = "earlier_ids";
     /// Written by the probe that finds out whether the disk takes writes again.
     pub const PROBE: &str = "probe";
 }

@@ -11,14 +11,16 @@ use redb::{ReadableDatabase, ReadableTable, ReadableTableMetadata};
 use super::codec;
 use super::error::{OpenError, StoreError};
 use super::log::{self, LogRow};
-use super::records::{AgentV2, BalanceV1, EventV1, ReceiptV1, TombstoneV1, TotalsV1, TransactionV1, status_code};
+use super::records::{
+    AgentV2, BalanceV1, EventV1, ObservationV1, ReceiptV1, TombstoneV2, TotalsV1, TransactionV1, status_code,
+};
 use super::snapshot::Snapshot;
 use super::tables::{
     self, LoadKey, OPEN_SCOPE, ParsedTally, Roles, Tally, TxKey, id_key, index_key, index_target, minute_of,
 };
 use super::{guarded, open_error, open_stopped};
 use crate::domain::fold::fold;
-use crate::domain::{Capability, Currency, EventBody, NodeId};
+use crate::domain::{Capability, Currency, EventBody, Identity};
 
 /// The most findings that are kept in words; further ones are only counted.
 const MAX_FINDINGS: usize = 100;
@@ -64,7 +66,7 @@ impl VerifyReport {
 ///
 /// When the file cannot be opened at all; what is wrong within it stands in the report.
 pub fn verify(path: &Path, progress: &mut dyn FnMut(&'static str, u64, u64)) -> Result<VerifyReport, OpenError> {
-    let (mut opened, backend, node_id) = open_stopped(path)?;
+    let (mut opened, backend, identity) = open_stopped(path)?;
     let mut report = VerifyReport {
         bytes: backend.len().map_err(|error| open_error(path, error.into()))?,
         ..VerifyReport::default()
@@ -80,7 +82,7 @@ pub fn verify(path: &Path, progress: &mut dyn FnMut(&'static str, u64, u64)) -> 
     }
     let checked = guarded(|| {
         let snapshot = Snapshot::new(opened.database.begin_read()?);
-        let mut check = Check { snapshot: &snapshot, node_id, report: std::mem::take(&mut report), progress };
+        let mut check = Check { snapshot: &snapshot, identity, report: std::mem::take(&mut report), progress };
         let outcome = check.everything();
         report = check.report;
         outcome
@@ -93,7 +95,7 @@ pub fn verify(path: &Path, progress: &mut dyn FnMut(&'static str, u64, u64)) -> 
 
 struct Check<'a> {
     snapshot: &'a Snapshot,
-    node_id: NodeId,
+    identity: Identity,
     report: VerifyReport,
     progress: &'a mut dyn FnMut(&'static str, u64, u64),
 }
@@ -141,7 +143,7 @@ impl Check<'_> {
             }
             previous = row.hash;
             match codec::decode::<EventV1>(row.event) {
-                Ok(event) if event.node_seq == seq && event.author() == self.node_id => {}
+                Ok(event) if event.node_seq == seq && self.identity.is_own(event.author()) => {}
                 Ok(event) => {
                     let (author, written) = (event.author(), event.node_seq);
                     self.report.find(format!("ledger log: row {seq} holds row {written} of node {author}"));
@@ -351,8 +353,12 @@ impl Check<'_> {
         for entry in agents.iter()? {
             let (id, row) = entry?;
             let record: AgentV2 = codec::decode(row.value())?;
-            changed.push((id.value().to_owned(), record.change_seq));
+            let change_seq = record.change_seq;
+            changed.extend(change_seq.map(|seq| (id.value().to_owned(), seq)));
             let agent = record.into_domain()?;
+            if change_seq.is_some() != agent.is_local(self.identity.node_id) {
+                self.report.find(format!("agent {}: its changes are told by another than its owner", agent.agent_id));
+            }
             if agent.agent_id.as_str() != id.value() {
                 self.report.find(format!("agent {}: filed under {}", agent.agent_id, id.value()));
             }
@@ -364,11 +370,11 @@ impl Check<'_> {
         }
         for entry in tombstones.iter()? {
             let (id, row) = entry?;
-            let tombstone: TombstoneV1 = codec::decode(row.value())?;
+            let tombstone: TombstoneV2 = codec::decode(row.value())?;
             if tombstone.revision > totals.revision_floor {
                 self.report.find(format!("agent {}: deleted at a revision above the floor", id.value()));
             }
-            changed.push((id.value().to_owned(), tombstone.change_seq));
+            changed.extend(tombstone.change_seq.map(|seq| (id.value().to_owned(), seq)));
         }
         for (id, seq) in &changed {
             let listed = changes.get(*seq)?.is_some_and(|found| found.value() == id);
@@ -381,6 +387,14 @@ impl Check<'_> {
         }
         if totals.agents != self.report.agents {
             self.report.find(format!("totals: {} agents, but {} were found", totals.agents, self.report.agents));
+        }
+        for entry in self.snapshot.table(tables::OBSERVATIONS)?.iter()? {
+            let (id, row) = entry?;
+            let observation = codec::decode::<ObservationV1>(row.value())?.into_domain(id.value());
+            let (total, acked) = (observation.total, observation.acked);
+            if total.successes < acked.successes || total.failures < acked.failures {
+                self.report.find(format!("agent {}: more is acknowledged than was observed of it", id.value()));
+            }
         }
         let mut numbers = HashSet::new();
         for entry in self.snapshot.table(tables::AGENT_NUMBERS)?.iter()? {

@@ -1,6 +1,7 @@
 //! The ledger towards other nodes: own events and copies of others' out, others' events in.
 
-use crate::domain::{AgentId, TransactionId};
+use crate::domain::{AgentId, LogPosition, TransactionId};
+use crate::engine::{Engine, Error};
 
 /// What taking in events of other nodes came to.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -22,4 +23,16 @@ pub struct LedgerAgent {
     pub agent_id: AgentId,
     /// Whether its history has been read in full from PostgreSQL.
     pub covered: bool,
+}
+
+impl Engine {
+    /// The end of this node's ledger log.
+    pub fn log_position(&self) -> LogPosition {
+        self.core().view().log
+    }
+
+    /// The hash of the chain up to an own event; all zeros for 0, `None` beyond the end.
+    pub fn log_hash(&self, seq: u64) -> Result<Option<[u8; 32]>, Error> {
+        Ok(self.core().store.snapshot()?.log_hash(seq)?)
+    }
 }

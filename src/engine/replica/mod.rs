@@ -4,8 +4,10 @@
 //! changed agents, observations), takes in what came from elsewhere, and keeps each sink's cursors. Whatever comes in is
 //! merged: the order, the grouping and the repetition of what arrives make no difference.
 
+mod agents;
 pub mod board;
 pub mod ledger;
+mod outcomes;
 pub mod registry;
 pub mod state;
 

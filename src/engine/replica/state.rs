@@ -2,6 +2,14 @@
 
 use std::fmt;
 
+use tokio::sync::watch;
+
+use super::outcomes::split_observer;
+use crate::domain::{Agent, Identity, NodeId, ParkedEntry, ParkedKey, PostgresState, RedisState, Sink};
+use crate::engine::command::{Command, Session, Stop};
+use crate::engine::{Engine, Error, Page, PageRequest, Pending, cursor};
+use crate::store::Publish;
+
 /// How far the store has come. Replication reads on when a mark moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CommitMark {
@@ -28,5 +36,139 @@ impl fmt::Display for ForkReason {
             Self::Ledger => "PostgreSQL holds another ledger log under this node's id",
             Self::Registry => "Redis holds agents under this node's id that this file did not write",
         })
+    }
+}
+
+impl Engine {
+    /// Who this node is, and who it was before.
+    pub fn identity(&self) -> Identity {
+        Identity::clone(&self.core().store.identity())
+    }
+
+    /// Goes on as a new node, since another file goes by this one's id. The log keeps its chain, its numbers and its
+    /// event ids; local agents stay here, but are told to others only once they show a sign of life; what was observed
+    /// and is not acknowledged goes on under new observer ids. The cursors of both sinks begin anew: read them again.
+    /// The answer is the new id.
+    pub fn fork(&self, why: ForkReason) -> Pending<NodeId> {
+        self.submit(Fork(why))
+    }
+
+    /// How far the store has come; changes after each durable commit that has brought something for a sink.
+    pub fn commits(&self) -> watch::Receiver<CommitMark> {
+        self.core().commits()
+    }
+
+    /// The cursors of PostgreSQL.
+    pub fn postgres_state(&self) -> Result<PostgresState, Error> {
+        Ok(self.core().store.snapshot()?.postgres_state()?)
+    }
+
+    /// Writes the cursors of PostgreSQL. `restarted` says that everybody's history has to be read again.
+    pub fn save_postgres(&self, state: PostgresState) -> Pending<()> {
+        self.submit(SavePostgres(state))
+    }
+
+    /// The cursors of Redis.
+    pub fn redis_state(&self) -> Result<RedisState, Error> {
+        Ok(self.core().store.snapshot()?.redis_state()?)
+    }
+
+    /// Writes the cursors of Redis.
+    pub fn save_redis(&self, state: RedisState) -> Pending<()> {
+        self.submit(SaveRedis(state))
+    }
+
+    /// Sets entries aside that a sink refuses; those that are parked already are written anew.
+    pub fn park(&self, sink: Sink, entries: Vec<ParkedEntry>) -> Pending<()> {
+        self.submit(Park { sink, entries })
+    }
+
+    /// Takes entries back from where they were set aside.
+    pub fn unpark(&self, sink: Sink, keys: Vec<ParkedKey>) -> Pending<()> {
+        self.submit(Unpark { sink, keys })
+    }
+
+    /// A page of a sink's parked entries: own events, then copies, then agents, each in order.
+    pub fn parked(&self, sink: Sink, page: PageRequest<'_>) -> Result<Page<ParkedEntry>, Error> {
+        let PageRequest { limit, cursor } = page;
+        let after = cursor.map(cursor::to_parked).transpose()?;
+        let mut items = self.core().store.snapshot()?.parked(sink, after.as_ref(), limit.saturating_add(1))?;
+        let more = items.len() > limit;
+        items.truncate(limit);
+        let next_cursor = items.last().filter(|_| more).map(|entry| cursor::of_parked(&entry.key));
+        Ok(Page { items, next_cursor })
+    }
+}
+
+struct Fork(ForkReason);
+
+impl Command for Fork {
+    type Output = NodeId;
+
+    fn run(self, session: &mut Session<'_, '_>) -> Result<NodeId, Stop> {
+        let before = session.batch.node_id();
+        let node_id = NodeId::mint(session.moment.now, session.random_bytes());
+        let (local, observed) = session.batch.local_and_observed()?;
+        for id in &local {
+            let agent = session.require_agent(id)?;
+            session.put_keeping_lease(&Agent { claimed: false, ..agent }, Publish::No)?;
+        }
+        for id in &observed {
+            split_observer(id, session)?;
+        }
+        session.batch.rename_node(node_id)?;
+        let PostgresState { system_identifier, .. } = session.batch.postgres_state()?;
+        let restarted = PostgresState { system_identifier, restarted: true, ..PostgresState::default() };
+        session.batch.put_postgres_state(&restarted)?;
+        let redis = session.batch.redis_state()?;
+        session.batch.put_redis_state(&RedisState { acked_change_seq: 0, ..redis })?;
+        tracing::warn!(%before, now = %node_id, agents = local.len(), "{}; this file goes on as a new node", self.0);
+        Ok(node_id)
+    }
+}
+
+struct SavePostgres(PostgresState);
+
+impl Command for SavePostgres {
+    type Output = ();
+
+    fn run(self, session: &mut Session<'_, '_>) -> Result<(), Stop> {
+        Ok(session.batch.put_postgres_state(&self.0)?)
+    }
+}
+
+struct SaveRedis(RedisState);
+
+impl Command for SaveRedis {
+    type Output = ();
+
+    fn run(self, session: &mut Session<'_, '_>) -> Result<(), Stop> {
+        Ok(session.batch.put_redis_state(&self.0)?)
+    }
+}
+
+struct Park {
+    sink: Sink,
+    entries: Vec<ParkedEntry>,
+}
+
+impl Command for Park {
+    type Output = ();
+
+    fn run(self, session: &mut Session<'_, '_>) -> Result<(), Stop> {
+        self.entries.iter().try_for_each(|entry| Ok(session.batch.park(self.sink, entry)?))
+    }
+}
+
+struct Unpark {
+    sink: Sink,
+    keys: Vec<ParkedKey>,
+}
+
+impl Command for Unpark {
+    type Output = ();
+
+    fn run(self, session: &mut Session<'_, '_>) -> Result<(), Stop> {
+        self.keys.iter().try_for_each(|key| Ok(session.batch.unpark(self.sink, key)?))
     }
 }

@@ -1,0 +1,152 @@
+//! The commands that take in the registry of other nodes.
+
+use std::sync::Arc;
+
+use super::registry::{AbsorbedAgents, RemoteAgent};
+use crate::domain::{Agent, AgentId, AgentVersion};
+use crate::engine::command::{Command, Effect, Session, Stop};
+use crate::engine::lease::Lease;
+use crate::store::Publish;
+
+/// Makes a local agent news again.
+pub struct Touch(pub AgentId);
+
+impl Command for Touch {
+    type Output = ();
+
+    fn run(self, session: &mut Session<'_, '_>) -> Result<(), Stop> {
+        Ok(session.batch.touch(&self.0)?)
+    }
+}
+
+/// Has the writer look at leases anew.
+pub struct Rewatch(pub Vec<AgentId>);
+
+impl Command for Rewatch {
+    type Output = ();
+
+    fn run(self, session: &mut Session<'_, '_>) -> Result<(), Stop> {
+        self.0.into_iter().for_each(|id| session.after_commit(Effect::Rewatch(id)));
+        Ok(())
+    }
+}
+
+/// Takes in agents of other nodes.
+pub struct AbsorbAgents(pub Vec<RemoteAgent>);
+
+impl Command for AbsorbAgents {
+    type Output = AbsorbedAgents;
+
+    fn run(self, session: &mut Session<'_, '_>) -> Result<AbsorbedAgents, Stop> {
+        let mut absorbed = AbsorbedAgents::default();
+        for remote in self.0 {
+            let id = remote.agent.agent_id.clone();
+            match absorb(remote, session)? {
+                Taken::No => absorbed.ignored += 1,
+                Taken::Yes => absorbed.taken += 1,
+                Taken::FromUs { before, by } => {
+                    tracing::warn!(
+                        agent_id = %id,
+                        node_id = %by.node_id,
+                        name = before.name,
+                        version = %before.version,
+                        newer = %by,
+                        "an agent of this node was registered anew on another, which owns it from here on"
+                    );
+                    absorbed.taken += 1;
+                    absorbed.superseded.push(id);
+                }
+            }
+        }
+        Ok(absorbed)
+    }
+}
+
+enum Taken {
+    No,
+    Yes,
+    FromUs { before: Box<Agent>, by: AgentVersion },
+}
+
+fn absorb(remote: RemoteAgent, session: &mut Session<'_, '_>) -> Result<Taken, Stop> {
+    let RemoteAgent { agent: told, remaining } = remote;
+    let node_id = session.batch.node_id();
+    // What this node published itself is no news to it.
+    if told.node_id() == node_id {
+        return Ok(Taken::No);
+    }
+    let held = session.batch.agent(&told.agent_id)?;
+    let newest_known = match &held {
+        Some(held) => Some(held.version),
+        None => session.batch.departed(&told.agent_id)?.map(|departed| departed.version),
+    };
+    let is_newer = newest_known.is_none_or(|known| told.version > known);
+    let Some(held) = held else {
+        if is_newer {
+            put_remote(told, remaining, session)?;
+        }
+        return Ok(if is_newer { Taken::Yes } else { Taken::No });
+    };
+    let local = held.is_local(node_id);
+    if !is_newer {
+        // Owner and document agree; what was given up for lost lives after all.
+        let given_up = held.version == told.version && held.expired && !(local && held.claimed);
+        if given_up {
+            put_remote(told, remaining, session)?;
+        } else if held.version == told.version
+            && !local
+            && let Some(lease) = session.lease(&held.agent_id)
+        {
+            lease.confirm(session.moment, remaining);
+            session.after_commit(Effect::Rewatch(held.agent_id));
+        }
+        return Ok(if given_up { Taken::Yes } else { Taken::No });
+    }
+    if local && !held.claimed && !held.expired && session.batch.identity().is_own(told.node_id()) {
+        // This file's own past, or its twin's word: the agent that speaks up here first will say which.
+        let (expires_at, ttl) = (held.expires_at, told.ttl);
+        session.put_keeping_lease(&Agent { claimed: false, expired: false, expires_at, ttl, ..told }, Publish::No)?;
+        return Ok(Taken::Yes);
+    }
+    let by = told.version;
+    put_remote(told, remaining, session)?;
+    Ok(if local { Taken::FromUs { before: Box::new(held), by } } else { Taken::Yes })
+}
+
+/// Writes a remote agent as it is seen from here: with what was observed here and its owner has not folded.
+fn put_remote(told: Agent, remaining: std::time::Duration, session: &mut Session<'_, '_>) -> Result<(), Stop> {
+    let mut reputation = told.reputation;
+    if let Some(own) = session.batch.observation(&told.agent_id)?
+        && let Some(above) = own.total.above(told.baseline.get(&own.observer))
+    {
+        reputation = reputation.folded(above);
+    }
+    let expires_at = session.moment.now.after(remaining);
+    let agent = Agent { reputation, expires_at, expired: false, claimed: true, ..told };
+    let lease = Arc::new(Lease::remote(session.moment, remaining));
+    session.put(&agent, lease, Publish::No)
+}
+
+/// Takes away remote agents.
+pub struct DropRemote(pub Vec<(AgentId, AgentVersion)>);
+
+impl Command for DropRemote {
+    type Output = ();
+
+    fn run(self, session: &mut Session<'_, '_>) -> Result<(), Stop> {
+        for (id, version) in self.0 {
+            let Some(agent) = session.batch.agent(&id)? else { continue };
+            if agent.is_local(session.batch.node_id()) || agent.version > version {
+                continue;
+            }
+            if agent.version < version {
+                session.remove(&agent, version)?;
+            } else if !agent.expired {
+                let expires_at = session.moment.now;
+                let expired = Agent { expired: true, expires_at, ..agent };
+                session.put(&expired, Arc::new(Lease::ended(expires_at)), Publish::No)?;
+            }
+        }
+        Ok(())
+    }
+}

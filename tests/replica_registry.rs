@@ -1,0 +1,352 @@
+//! The registry between engines that tell each other of their agents: takeovers, leases nobody confirms, observations,
+//! and a file that was copied.
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::clock::ManualClock;
+use common::{agent_id, capability, registration};
+use tradepost::domain::ranking::{RankBy, SearchQuery};
+use tradepost::domain::{AgentPatch, AgentVersion, Baseline, Counters, Reputation, Ttl, Weight};
+use tradepost::engine::replica::{AgentChange, ForkReason, RegistryLink, RemoteAgent};
+use tradepost::store::verify;
+use tradepost::{AgentFilter, Engine, LeaseState, Location, Options, PageRequest, Precondition};
+use tradepost::{Error, domain::Refusal};
+
+const START: i64 = 1_795_391_431_000_000;
+const HOUR: Duration = Duration::from_secs(3_600);
+
+struct Node {
+    engine: Engine,
+    clock: Arc<ManualClock>,
+}
+
+impl Node {
+    fn open(location: Location) -> Self {
+        let clock = ManualClock::at(START);
+        let options = Options { clock: Arc::clone(&clock) as _, ..Options::new(location) };
+        Self { engine: Engine::open(options).expect("the store opens"), clock }
+    }
+
+    fn new() -> Self {
+        Self::open(Location::Memory)
+    }
+
+    /// What Redis would be told of this node's agents, and what it would tell others.
+    fn tell(&self, other: &Node) -> Vec<tradepost::domain::AgentId> {
+        let mut superseded = Vec::new();
+        for change in self.engine.changes_after(0, usize::MAX).unwrap() {
+            match change {
+                AgentChange::Put { agent, remaining, .. } => {
+                    let remote = RemoteAgent { agent: *agent, remaining };
+                    superseded.extend(other.engine.absorb_agents(vec![remote]).wait().unwrap().superseded);
+                }
+                AgentChange::Removed { agent_id, version, .. } => {
+                    other.engine.drop_remote(vec![(agent_id, version)]).wait().unwrap();
+                }
+            }
+        }
+        superseded
+    }
+
+    fn register(&self, id: &str) {
+        self.engine.register(registration(id, &["python"]), None).wait().unwrap();
+    }
+
+    fn lease(&self, id: &str) -> LeaseState {
+        self.engine.agent(&agent_id(id)).unwrap().lease
+    }
+
+    fn is_local(&self, id: &str) -> bool {
+        self.engine.agent(&agent_id(id)).unwrap().local
+    }
+
+    fn version(&self, id: &str) -> AgentVersion {
+        self.engine.agent(&agent_id(id)).unwrap().agent.version
+    }
+
+    fn reputation(&self, id: &str) -> Reputation {
+        self.engine.agent(&agent_id(id)).unwrap().agent.reputation
+    }
+
+    fn observe(&self, id: &str, success: bool) -> Reputation {
+        self.engine.observe_outcome(agent_id(id), success, Weight::default(), None).wait().unwrap().value
+    }
+
+    fn discovers(&self, id: &str) -> bool {
+        let query = SearchQuery { capabilities: vec![capability("python")], ..SearchQuery::default() };
+        let found = self.engine.search(&query, 100).unwrap();
+        found.iter().any(|profile| profile.agent.agent_id == agent_id(id))
+    }
+
+    /// Time passes, and the writer has seen it.
+    fn pass(&self, by: Duration) {
+        self.clock.advance(by);
+        self.engine.renew_remote(&[(agent_id("nobody"), Duration::ZERO)]);
+        self.engine.drop_remote(Vec::new()).wait().unwrap();
+    }
+
+    /// The owner's side of the observations that other nodes hold.
+    fn fold_of(&self, other: &Node) {
+        let observations = other.engine.observations().unwrap();
+        let totals: Vec<_> = observations.into_iter().map(|seen| (seen.agent_id, seen.observer, seen.total)).collect();
+        self.engine.fold_observations(totals.clone()).wait().unwrap();
+        other.engine.ack_observations(totals).wait().unwrap();
+    }
+}
+
+fn assert_clean(path: &Path) {
+    let report = verify(path, &mut |_, _, _| {}).expect("the file opens");
+    assert!(report.is_clean(), "{:#?}", report.findings);
+}
+
+#[test]
+fn an_agent_is_found_on_the_other_node_and_belongs_to_its_own() {
+    let (a, b) = (Node::new(), Node::new());
+    a.register("thon");
+    a.tell(&b);
+    assert!(b.discovers("thon") && !b.is_local("thon"));
+    assert_eq!(b.engine.agent(&agent_id("thon")).unwrap().agent.node_id(), a.engine.node_id());
+    assert!(b.engine.changes_after(0, 10).unwrap().is_empty(), "others' agents are not told on");
+    let refused = |result: Result<_, Error>| {
+        assert!(matches!(result, Err(Error::Refused(Refusal::AgentNotLocal(_)))), "{result:?}");
+    };
+    refused(b.engine.heartbeat(&agent_id("thon")).wait().map(drop));
+    refused(b.engine.update(agent_id("thon"), AgentPatch::default(), Precondition::None).wait().map(drop));
+    refused(b.engine.unregister(agent_id("thon"), Precondition::None).wait());
+    let taken = b.engine.register(registration("thon", &[]), None).wait();
+    assert!(matches!(taken, Err(Error::Refused(Refusal::AgentAlreadyRegistered(_)))));
+
+    let rename = AgentPatch { name: Some("T".into()), ..AgentPatch::default() };
+    a.engine.update(agent_id("thon"), rename, Precondition::None).wait().unwrap();
+    a.tell(&b);
+    assert_eq!(b.engine.agent(&agent_id("thon")).unwrap().agent.name, "T");
+    a.engine.unregister(agent_id("thon"), Precondition::None).wait().unwrap();
+    a.tell(&b);
+    assert!(matches!(b.engine.agent(&agent_id("thon")), Err(Error::Refused(Refusal::AgentNotFound(_)))));
+}
+
+#[test]
+fn the_newest_registration_wins_whatever_the_clocks_say() {
+    let (a, b) = (Node::new(), Node::new());
+    a.clock.jump_wall(HOUR * 24 * 365);
+    a.register("thon");
+    a.tell(&b);
+    b.engine.replace(registration("thon", &["sql"]), Precondition::None).wait().unwrap();
+    assert!(b.is_local("thon") && b.version("thon") > a.version("thon"));
+    assert_eq!(b.tell(&a), [agent_id("thon")], "the old host learns it");
+    assert!(!a.is_local("thon"));
+    assert_eq!(b.tell(&a), [], "once");
+    assert!(a.tell(&b).is_empty() && b.is_local("thon"), "nothing of the old host's is told any more");
+
+    // The epoch of a deleted agent is remembered too, for as long as it lies ahead of the clock.
+    b.engine.unregister(agent_id("thon"), Precondition::None).wait().unwrap();
+    b.tell(&a);
+    let far = a.engine.absorb_agents(Vec::new());
+    far.wait().unwrap();
+    b.pass(HOUR * 24 * 31);
+    b.register("thon");
+    assert!(b.version("thon").epoch > u64::try_from(START).unwrap() + 364 * 24 * 3_600 * 1_000_000);
+}
+
+#[test]
+fn who_cannot_be_confirmed_is_stale_before_it_is_gone() {
+    let (a, b) = (Node::new(), Node::new());
+    for id in ["thon", "genesis"] {
+        a.register(id);
+    }
+    a.tell(&b);
+    assert_eq!(b.lease("thon"), LeaseState::Live);
+    b.engine.registry_link(RegistryLink::Down { stale_for: HOUR * 24 });
+    assert_eq!(b.lease("thon"), LeaseState::Stale);
+    b.pass(HOUR * 24);
+    assert!(b.discovers("thon"), "it stays discoverable while Redis is away");
+    assert_eq!(b.lease("thon"), LeaseState::Stale);
+
+    b.engine.registry_link(RegistryLink::Up);
+    b.engine.renew_remote(&[(agent_id("thon"), HOUR)]);
+    b.engine.registry_link(RegistryLink::Unconfirmed(vec![agent_id("genesis")]));
+    assert_eq!((b.lease("thon"), b.lease("genesis")), (LeaseState::Live, LeaseState::Stale));
+    b.pass(Duration::from_secs(3_590));
+    assert_eq!(b.lease("genesis"), LeaseState::Stale, "for one lease time");
+    b.engine.renew_remote(&[(agent_id("thon"), HOUR)]);
+    b.pass(Duration::from_secs(20));
+    assert_eq!((b.lease("thon"), b.lease("genesis")), (LeaseState::Live, LeaseState::Expired));
+    assert_eq!(b.engine.capabilities()[&capability("python")], 1);
+
+    // It lives after all: the same document revives it.
+    a.tell(&b);
+    assert_eq!(b.lease("genesis"), LeaseState::Live);
+    b.engine.registry_link(RegistryLink::Down { stale_for: HOUR });
+    b.pass(HOUR * 3);
+    assert_eq!(b.lease("genesis"), LeaseState::Expired, "not for ever");
+    // An expired one may be registered anew by anybody.
+    b.register("genesis");
+    assert!(b.is_local("genesis"));
+}
+
+#[test]
+fn a_lease_that_runs_out_is_asked_about_first() {
+    let (a, b) = (Node::new(), Node::new());
+    a.register("thon");
+    a.tell(&b);
+    b.pass(HOUR);
+    assert_eq!(b.lease("thon"), LeaseState::Stale);
+    let (id, _, remaining) = b.engine.remote_agents().pop().unwrap();
+    assert_eq!((id, remaining), (agent_id("thon"), Duration::ZERO));
+    b.pass(Duration::from_secs(6));
+    assert_eq!(b.lease("thon"), LeaseState::Expired);
+    assert!(b.engine.remote_agents().is_empty());
+}
+
+#[test]
+fn remote_agents_unseen_for_thirty_days_are_forgotten() {
+    let (a, b) = (Node::new(), Node::new());
+    a.register("thon");
+    b.register("own");
+    a.tell(&b);
+    b.pass(HOUR * 2);
+    assert_eq!(b.engine.status().unwrap().agents, 2);
+    b.pass(HOUR * 24 * 31);
+    b.pass(Duration::from_secs(61));
+    assert_eq!(b.engine.status().unwrap().agents, 1);
+    let filter = AgentFilter { capability: None, availability: None, sort_by: RankBy::AgentId, include_expired: true };
+    let left = b.engine.agents(&filter, PageRequest { limit: 10, cursor: None }).unwrap();
+    assert_eq!(left.items.len(), 1);
+}
+
+#[test]
+fn what_others_observe_is_folded_once_and_no_takeover_counts_it_twice() {
+    let (a, b, c) = (Node::new(), Node::new(), Node::new());
+    a.register("thon");
+    a.observe("thon", true);
+    a.tell(&b);
+    a.tell(&c);
+    assert_eq!(b.observe("thon", true).successful_tasks, 2, "as seen from there");
+    c.observe("thon", false);
+    a.fold_of(&b);
+    a.fold_of(&c);
+    a.fold_of(&c);
+    let folded = a.reputation("thon");
+    assert_eq!((folded.successful_tasks, folded.failed_tasks, folded.total_feedback), (2, 1, 3));
+    a.tell(&b);
+    a.tell(&c);
+    assert_eq!(b.reputation("thon"), folded, "its own part is in the document now");
+
+    b.observe("thon", true);
+    c.engine.replace(registration("thon", &["python"]), Precondition::None).wait().unwrap();
+    c.fold_of(&a);
+    c.fold_of(&b);
+    c.tell(&a);
+    c.tell(&b);
+    for node in [&a, &b, &c] {
+        let reputation = node.reputation("thon");
+        assert_eq!((reputation.successful_tasks, reputation.failed_tasks), (3, 1));
+    }
+    // Deleted and registered anew, it begins anew: old counters are not folded into it.
+    c.engine.unregister(agent_id("thon"), Precondition::None).wait().unwrap();
+    c.register("thon");
+    let seen = b.engine.observations().unwrap();
+    assert!(seen.is_empty(), "all of it was acknowledged: {seen:?}");
+    assert_eq!(c.reputation("thon"), Reputation::default());
+}
+
+#[test]
+fn an_observer_that_is_not_alone_under_its_id_goes_on_under_another_with_what_is_not_acknowledged() {
+    let (a, b) = (Node::new(), Node::new());
+    a.register("thon");
+    a.tell(&b);
+    b.observe("thon", true);
+    a.fold_of(&b);
+    b.observe("thon", true);
+    let before = b.engine.observations().unwrap().pop().unwrap();
+    b.engine.split_observer(agent_id("thon")).wait().unwrap();
+    let after = b.engine.observations().unwrap().pop().unwrap();
+    assert_ne!(after.observer, before.observer);
+    assert_eq!(after.total, Counters { successes: 1, failures: 0, score: 1.0 });
+    a.fold_of(&b);
+    assert_eq!(a.reputation("thon").successful_tasks, 2);
+
+    // The owner's own part was folded when it was observed, whatever it is called later.
+    a.observe("thon", true);
+    a.engine.split_observer(agent_id("thon")).wait().unwrap();
+    let own = a.engine.observations().unwrap().pop().unwrap();
+    a.engine.fold_observations(vec![(own.agent_id, own.observer, own.total)]).wait().unwrap();
+    assert_eq!(a.reputation("thon").successful_tasks, 3);
+    let baseline: Baseline = a.engine.agent(&agent_id("thon")).unwrap().agent.baseline;
+    let counted: u64 = baseline.values().map(|counters| counters.successes).sum();
+    assert_eq!(counted, 3);
+}
+
+#[test]
+fn a_copied_file_steals_no_agents_and_claims_those_that_speak_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let (original, copy) = (directory.path().join("original.redb"), directory.path().join("copy.redb"));
+    {
+        let first = Node::open(Location::File(original.clone()));
+        for id in ["stays", "moves"] {
+            first.register(id);
+            first.observe(id, true);
+        }
+    }
+    std::fs::copy(&original, &copy).unwrap();
+    let (a, b) = (Node::open(Location::File(original.clone())), Node::open(Location::File(copy.clone())));
+    assert_eq!(a.engine.node_id(), b.engine.node_id());
+    let minted = b.engine.fork(ForkReason::Registry).wait().unwrap();
+    let identity = b.engine.identity();
+    assert_eq!((identity.node_id, identity.earlier), (minted, vec![a.engine.node_id()]));
+    assert!(b.is_local("stays") && b.is_local("moves"));
+    assert!(b.engine.changes_after(0, 10).unwrap().is_empty() && b.engine.local_leases().is_empty());
+
+    // The original's later word is taken, and does not yet take the agent away.
+    a.engine.update(agent_id("moves"), AgentPatch::default(), Precondition::None).wait().unwrap();
+    assert!(a.tell(&b).is_empty());
+    assert!(b.is_local("moves") && b.version("moves") == a.version("moves"));
+
+    b.engine.heartbeat(&agent_id("moves")).wait().unwrap();
+    assert_eq!(b.tell(&a), [agent_id("moves")]);
+    assert!(!a.is_local("moves") && a.is_local("stays"));
+    b.clock.advance(HOUR * 2);
+    b.pass(Duration::from_secs(1));
+    a.tell(&b);
+    assert!(!b.is_local("stays"), "nobody spoke up here, and it lives there");
+
+    b.observe("moves", true);
+    a.engine.close();
+    b.engine.close();
+    assert_clean(&original);
+    assert_clean(&copy);
+    let again = Node::open(Location::File(copy));
+    assert_eq!(again.engine.identity().node_id, minted);
+    assert!(again.is_local("moves") && !again.is_local("stays"));
+}
+
+#[test]
+fn an_agent_told_again_moves_to_the_end_of_the_changes_and_a_short_lease_is_told_as_it_is() {
+    let a = Node::new();
+    let mut short = registration("short", &[]);
+    short.ttl = Some(Ttl::parse(60).unwrap());
+    a.engine.register(short, None).wait().unwrap();
+    a.register("long");
+    let mut commits = a.engine.commits();
+    let before = *commits.borrow_and_update();
+    a.engine.touch(agent_id("short"));
+    a.engine.drop_remote(Vec::new()).wait().unwrap();
+    assert!(commits.has_changed().unwrap() && commits.borrow().change_seq == before.change_seq + 1);
+    a.pass(Duration::from_secs(50));
+    let changes = a.engine.changes_after(0, 10).unwrap();
+    let told: Vec<_> = changes
+        .iter()
+        .map(|change| match change {
+            AgentChange::Put { agent, remaining, .. } => (agent.agent_id.as_str(), remaining.as_secs()),
+            AgentChange::Removed { agent_id, .. } => (agent_id.as_str(), 0),
+        })
+        .collect();
+    assert_eq!(told, [("long", 3_550), ("short", 10)]);
+    assert_eq!(a.engine.changes_after(changes[0].change_seq(), 10).unwrap(), changes[1..]);
+    let shortest = a.engine.local_leases().into_iter().map(|lease| lease.remaining.as_secs()).min();
+    assert_eq!(shortest, Some(10));
+}
