@@ -142,7 +142,7 @@ proptest! {
             prop_assert_eq!(fold.status, status);
             prop_assert_eq!(&fold.evidence, &evidence);
             prop_assert_eq!(fold.conflict, None);
-            let author = Author { node_id: node(0), event_id: event_id(1 + number as u64), now: Timestamp::from_micros(0) };
+            let author = Author { node_id: node(0), event_id: event_id(1 + number as u64), now: Timestamp::from_micros(0), newest_own: None };
             let expected = rule(status, &decision);
             match ledger::decide(&id(), &fold, decision, author) {
                 Ok(event) => {
@@ -227,7 +227,12 @@ proptest! {
 #[test]
 fn concurrent_decisions_are_named_for_what_they_are() {
     let decide = |events: &[Event], number: u64, author: u8, decision: Decision| {
-        let author = Author { node_id: node(author), event_id: event_id(number), now: Timestamp::from_micros(2_000) };
+        let author = Author {
+            node_id: node(author),
+            event_id: event_id(number),
+            now: Timestamp::from_micros(2_000),
+            newest_own: None,
+        };
         ledger::decide(&id(), &fold_all(events), decision, author).expect("allowed")
     };
     let base = vec![recorded(0, 0, 1_000)];

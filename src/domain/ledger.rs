@@ -1,5 +1,7 @@
 //! The transition rules: which decision a transaction's status allows, and the event that records it.
 
+use std::time::Duration;
+
 use super::event::{Event, EventBody, MAX_EVIDENCE, ResolutionOutcome, too_much_evidence};
 use super::fold::Fold;
 use super::ids::{EventId, NodeId, TransactionId};
@@ -50,11 +52,27 @@ pub struct Author {
     pub event_id: EventId,
     /// The wall clock.
     pub now: Timestamp,
+    /// When the author's own newest event of this transaction happened, if it has any.
+    pub newest_own: Option<Timestamp>,
+}
+
+/// How far another author's clock may pull this one's events ahead.
+pub const MAX_PULL: Duration = Duration::from_secs(5 * 60);
+
+impl Author {
+    /// The time of an event after one of `newest`: as near to now as the order of display allows, and not far ahead only
+    /// because somebody's clock is.
+    fn time_after(&self, newest: Timestamp) -> Timestamp {
+        let next = |time: Timestamp| Timestamp::from_micros(time.as_micros().saturating_add(1));
+        let pulled = next(newest).min(self.now.after(MAX_PULL));
+        self.now.max(pulled).max(self.newest_own.map_or(self.now, next))
+    }
 }
 
 /// Applies the transition rules of API and fold alike: the event that records the decision, or the refusal.
 ///
-/// The event's time is after every event that is held, so that display order is the order of cause and effect.
+/// The event's time is after every event that is held, so that display order is the order of cause and effect, unless
+/// one of them lies more than [`MAX_PULL`] ahead of the author's clock.
 pub fn decide(
     transaction_id: &TransactionId,
     fold: &Fold,
@@ -100,7 +118,7 @@ pub fn decide(
         facts: fold.facts.hash(),
         round,
         node_id: author.node_id,
-        at: author.now.max(Timestamp::from_micros(fold.updated_at.as_micros().saturating_add(1))),
+        at: author.time_after(fold.updated_at),
         body,
     })
 }

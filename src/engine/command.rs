@@ -83,6 +83,24 @@ pub enum Effect {
         /// When.
         at: Timestamp,
     },
+    /// Transactions of other nodes count as load, or no more.
+    LoadMoved {
+        /// Whose work.
+        provider: AgentId,
+        /// For what.
+        capability: Capability,
+        /// When it was recorded.
+        at: Timestamp,
+        /// Whether it counts from here on.
+        counts: bool,
+    },
+    /// Events that met here disagree.
+    Conflicted {
+        /// How; see [`Metrics::ledger_conflict`].
+        reason: &'static str,
+        /// How often.
+        times: usize,
+    },
     /// A transaction changed its status.
     Transitioned {
         /// From this.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::command::{Command, Effect, Once, Receipt, Repeatable, Session, Stop};
+use super::replica::merge;
 use crate::domain::fold::Fold;
 use crate::domain::ledger::Author;
 use crate::domain::transaction::Finality;
@@ -58,7 +59,8 @@ impl Repeatable for Decide {
     fn run_once(self, session: &mut Session<'_, '_>) -> Result<Once<Transaction>, Stop> {
         let stored = require(&self.transaction_id, session)?;
         let event_id = EventId::mint(session.moment.now, session.random_bytes());
-        let author = Author { node_id: session.batch.node_id(), event_id, now: session.moment.now };
+        let newest_own = stored.newest_of(session.batch.identity());
+        let author = Author { node_id: session.batch.node_id(), event_id, now: session.moment.now, newest_own };
         let event = ledger::decide(&self.transaction_id, &stored.fold, self.decision, author)?;
         let before = stored.fold.clone();
         let after = session.batch.decide(stored, event)?;
@@ -72,7 +74,7 @@ impl Repeatable for Decide {
             });
         }
         let subject = self.transaction_id.to_string();
-        Ok(Once { value: transaction(self.transaction_id, after), created: false, subject })
+        Ok(Once { value: transaction(self.transaction_id, after, Finality::Local), created: false, subject })
     }
 
     fn reread(subject: &str, session: &Session<'_, '_>) -> Result<Transaction, Stop> {
@@ -86,7 +88,9 @@ fn record(new: NewTransaction, session: &mut Session<'_, '_>) -> Result<Receipt<
         && let Some(stored) = session.batch.transaction(id)?
     {
         return if stored.facts().hash() == facts_hash {
-            Ok(Receipt { value: transaction(id.clone(), stored.fold), created: false, replayed: false })
+            let finality = session.batch.finality(&stored)?;
+            let value = transaction(id.clone(), stored.fold, finality);
+            Ok(Receipt { value, created: false, replayed: false })
         } else {
             Err(Refusal::TransactionIdConflict(id.clone()).into())
         };
@@ -114,6 +118,13 @@ fn record(new: NewTransaction, session: &mut Session<'_, '_>) -> Result<Receipt<
         amount: facts.amount.to_f64(),
         at,
     });
+    if session.batch.holds_events_for(&transaction_id)? {
+        // Others decided about it before it was recorded here: they were waiting for this.
+        merge(&transaction_id, Vec::new(), session)?;
+        let stored = require(&transaction_id, session)?;
+        let value = transaction(transaction_id, stored.fold, Finality::Local);
+        return Ok(Receipt { value, created: true, replayed: false });
+    }
     let value = Transaction {
         transaction_id,
         created_at: at,
@@ -134,10 +145,11 @@ fn require(id: &TransactionId, session: &Session<'_, '_>) -> Result<StoredTransa
 fn reread(subject: &str, session: &Session<'_, '_>) -> Result<Transaction, Stop> {
     let id = TransactionId::from_stored(subject);
     let stored = require(&id, session)?;
-    Ok(transaction(id, stored.fold))
+    let finality = session.batch.finality(&stored)?;
+    Ok(transaction(id, stored.fold, finality))
 }
 
-fn transaction(transaction_id: TransactionId, fold: Fold) -> Transaction {
+fn transaction(transaction_id: TransactionId, fold: Fold, finality: Finality) -> Transaction {
     Transaction {
         transaction_id,
         created_at: fold.created_at,
@@ -146,6 +158,6 @@ fn transaction(transaction_id: TransactionId, fold: Fold) -> Transaction {
         evidence: fold.evidence,
         updated_at: fold.updated_at,
         settled_at: fold.settled_at,
-        finality: Finality::Local,
+        finality,
     }
 }

@@ -60,6 +60,15 @@ impl Loads {
         self.windows.insert(key, window.into());
     }
 
+    /// Takes back one transaction of a minute.
+    pub fn remove(&mut self, provider: &AgentId, capability: &Capability, minute: u32) {
+        let key = (provider.clone(), capability.clone());
+        let Some(window) = self.windows.get(&key) else { return };
+        let rest = window.iter().map(|(at, count)| (*at, count.saturating_sub(u32::from(*at == minute))));
+        let rest: Window = rest.collect();
+        self.windows.insert(key, rest);
+    }
+
     /// Drops what lies before the window that ends with `minute`.
     pub fn drop_before_window(&mut self, minutes: &mut LoadMinutes, minute: u32) {
         let oldest = minute.saturating_sub(WINDOW_MINUTES);
@@ -89,6 +98,9 @@ mod tests {
         loads.add(&mut minutes, &provider, &capability, 130, 1);
         assert_eq!(loads.count(&provider, &capability, 160), 4);
         assert_eq!(loads.count(&provider, &capability, 161), 3);
+        loads.remove(&provider, &capability, 130);
+        assert_eq!(loads.count(&provider, &capability, 161), 2);
+        loads.add(&mut minutes, &provider, &capability, 130, 1);
         loads.drop_before_window(&mut minutes, 161);
         assert_eq!(loads.count(&provider, &capability, 100), 3);
         loads.drop_before_window(&mut minutes, 500);

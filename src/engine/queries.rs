@@ -66,7 +66,7 @@ pub struct StoreStatus {
     pub agents: u64,
     /// Transactions stored.
     pub transactions: u64,
-    /// Ledger events stored.
+    /// Ledger events stored, own ones and copies.
     pub events: u64,
 }
 
@@ -185,7 +185,7 @@ impl Engine {
             bytes: core.store.bytes()?,
             agents: totals.agents,
             transactions: totals.transactions.iter().sum(),
-            events: totals.events,
+            events: totals.events + totals.copies,
         })
     }
 

@@ -265,6 +265,15 @@ impl Writer {
                     metrics.recorded(capability.as_str(), currency.as_str(), amount);
                     self.loads.add(&mut self.load_minutes, &provider, &capability, minute_of(at), 1);
                 }
+                Effect::LoadMoved { provider, capability, at, counts } => {
+                    let minute = minute_of(at);
+                    if counts {
+                        self.loads.add(&mut self.load_minutes, &provider, &capability, minute, 1);
+                    } else {
+                        self.loads.remove(&provider, &capability, minute);
+                    }
+                }
+                Effect::Conflicted { reason, times } => metrics.ledger_conflict(reason, times),
                 Effect::Transitioned { from, to, capability, settled_after } => {
                     metrics.transitioned(from, to);
                     if to == crate::domain::TransactionStatus::Disputed {

@@ -132,6 +132,12 @@ impl Metrics {
         self.0.marketplace.recommendations.count(capability, bounded::Count::add);
     }
 
+    /// Events of several nodes disagree: the name of a [`Conflict`](crate::domain::fold::Conflict), or
+    /// `transaction_id_conflict` for events with other facts than their transaction's, or `malformed`.
+    pub fn ledger_conflict(&self, reason: &'static str, times: usize) {
+        self.0.node.ledger_conflicts.with_label_values(&[reason]).inc_by(times as u64);
+    }
+
     /// So many commands became durable in one commit.
     pub fn committed(&self, commands: usize, took: Duration) {
         self.0.node.commit_batch_size.observe(commands as f64);

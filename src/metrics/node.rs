@@ -20,6 +20,7 @@ const REQUEST_BUCKETS: [f64; 14] =
 pub(super) struct Node {
     pub(super) commit_duration: Histogram,
     pub(super) commit_batch_size: Histogram,
+    pub(super) ledger_conflicts: IntCounterVec,
     http_requests: IntCounterVec,
     http_request_duration: HistogramVec,
 }
@@ -48,6 +49,16 @@ impl Node {
                 Histogram::with_opts(
                     HistogramOpts::new("tradepost_store_commit_batch_size", "Commands per durable commit.")
                         .buckets(BATCH_BUCKETS.to_vec()),
+                ),
+            ),
+            ledger_conflicts: registered(
+                to,
+                IntCounterVec::new(
+                    Opts::new(
+                        "tradepost_ledger_conflicts_total",
+                        "Disagreements that came to light when events of several nodes met here.",
+                    ),
+                    &["reason"],
                 ),
             ),
             http_requests: registered(

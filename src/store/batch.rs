@@ -11,10 +11,12 @@ use redb::{ReadableTable, Table, WriteTransaction};
 use super::codec;
 use super::error::StoreError;
 use super::query;
-use super::records::{BalanceV1, ReceiptV1, StoreAge, TotalsV1, TransactionV1, status_code};
+use super::records::{BalanceV1, ReceiptV1, StoreAge, TotalsV2, TransactionV1, status_code};
+use super::sinks::Acknowledged;
 use super::tables::{self, LoadKey, OPEN_SCOPE, Roles, Tally, TxKey, id_key, index_key, meta, minute_of};
-use super::{Head, log};
+use super::{Head, events, log};
 use crate::domain::fold::{Fold, fold};
+use crate::domain::transaction::Finality;
 use crate::domain::{
     AgentId, Capability, Currency, Event, EventBody, Facts, Identity, LogPosition, NodeId, Timestamp, TransactionId,
     TransactionStatus,
@@ -26,7 +28,11 @@ type Bytes = &'static [u8];
 pub struct Batch<'t> {
     pub(super) head: Head,
     pub(super) meta: Table<'t, &'static str, Bytes>,
-    log: Table<'t, u64, Bytes>,
+    pub(super) log: Table<'t, u64, Bytes>,
+    pub(super) copies: Table<'t, u64, Bytes>,
+    pub(super) held: Table<'t, Bytes, u64>,
+    pub(super) central_facts: Table<'t, Bytes, &'static [u8; 32]>,
+    pub(super) ledger_agents: Table<'t, &'static str, u8>,
     transactions: Table<'t, &'static [u8; 12], Bytes>,
     ids: Table<'t, Bytes, &'static [u8; 12]>,
     index: Table<'t, &'static [u8; 16], u8>,
@@ -40,7 +46,7 @@ pub struct Batch<'t> {
     pub(super) parked: Table<'t, Bytes, Bytes>,
     receipts: Table<'t, &'static [u8; 16], Bytes>,
     receipt_ages: Table<'t, &'static [u8; 24], ()>,
-    totals_before: TotalsV1,
+    totals_before: TotalsV2,
     pub(super) changed: bool,
     // Counters that many commands of one batch touch are written once, at its end.
     known_numbers: HashMap<AgentId, u32>,
@@ -51,9 +57,10 @@ pub struct Batch<'t> {
 /// A transaction with all its events.
 #[derive(Debug, Clone)]
 pub struct StoredTransaction {
-    key: TxKey,
-    row: TransactionV1,
-    events: Vec<Event>,
+    pub(super) key: TxKey,
+    pub(super) row: TransactionV1,
+    /// In the order of `row.events`.
+    pub(super) events: Vec<Event>,
     /// What the events fold to.
     pub fold: Fold,
 }
@@ -65,6 +72,10 @@ impl<'t> Batch<'t> {
             changed: false,
             head,
             log: transaction.open_table(tables::LEDGER_LOG)?,
+            copies: transaction.open_table(tables::COPIES)?,
+            held: transaction.open_table(tables::HELD)?,
+            central_facts: transaction.open_table(tables::CENTRAL_FACTS)?,
+            ledger_agents: transaction.open_table(tables::LEDGER_AGENTS)?,
             transactions: transaction.open_table(tables::TRANSACTIONS)?,
             ids: transaction.open_table(tables::TRANSACTION_IDS)?,
             index: transaction.open_table(tables::TRANSACTION_INDEX)?,
@@ -103,7 +114,12 @@ impl<'t> Batch<'t> {
         }
         for ((minute, provider, capability), count) in &self.loads {
             let load = LoadKey { minute: *minute, provider: *provider, capability: capability.as_str() };
-            self.tallies.insert(Tally::Load(load).to_bytes().as_slice(), count.to_le_bytes().as_slice())?;
+            let key = Tally::Load(load).to_bytes();
+            if *count == 0 {
+                self.tallies.remove(key.as_slice())?;
+            } else {
+                self.tallies.insert(key.as_slice(), count.to_le_bytes().as_slice())?;
+            }
         }
         if self.head.totals != self.totals_before {
             self.tallies.insert(Tally::Totals.to_bytes().as_slice(), codec::encode(&self.head.totals).as_slice())?;
@@ -156,9 +172,14 @@ impl<'t> Batch<'t> {
             return Ok(None);
         };
         let row = query::row(&self.transactions, key)?;
-        let events = row.events.iter().map(|seq| log::read(&self.log, *seq)).collect::<Result<Vec<_>, _>>()?;
+        let events = events::read_all(&self.log, &self.copies, &row.events)?;
         let fold = fold_of(&events)?;
         Ok(Some(StoredTransaction { key, row, events, fold }))
+    }
+
+    /// How far a transaction got.
+    pub fn finality(&self, stored: &StoredTransaction) -> Result<Finality, StoreError> {
+        Acknowledged::read(&self.sinks)?.finality(&self.parked, &stored.row.events)
     }
 
     /// The time to record a transaction at: now, and after the last one unless the clock went back by more than a
@@ -177,28 +198,11 @@ impl<'t> Batch<'t> {
         let EventBody::Recorded(facts) = &event.body else {
             unreachable!("only a recorded event starts a transaction");
         };
-        let payer = self.agent_number(&facts.payer_agent)?;
-        let provider = self.agent_number(&facts.provider_agent)?;
+        debug_assert_eq!(facts.hash(), event.facts);
         let seq = self.append(event)?;
-        let key = self.free_key(event.at)?;
-        let row = TransactionV1::new(payer, provider, event.at, seq);
-        self.transactions.insert(&key.to_bytes(), codec::encode(&row).as_slice())?;
-        if self.ids.insert(id_key(&event.transaction_id).as_slice(), &key.to_bytes())?.is_some() {
-            return Err(StoreError::Damaged(format!("transaction {} was recorded twice", event.transaction_id)));
-        }
-        let pending = TransactionStatus::Pending;
-        self.index.insert(&index_key(OPEN_SCOPE, key), status_code(pending))?;
-        if payer == provider {
-            self.index.insert(&index_key(payer, key), Roles::PAYER.both(Roles::PROVIDER).0)?;
-        } else {
-            self.index.insert(&index_key(payer, key), Roles::PAYER.0)?;
-            self.index.insert(&index_key(provider, key), Roles::PROVIDER.0)?;
-        }
-        *self.head.totals.of(pending) += 1;
-        self.move_amounts(&row, facts, None, Some(pending))?;
-        self.count_load(event.at, provider, &facts.capability)?;
-        self.head.newest_created = self.head.newest_created.max(Some(key.created_at));
-        self.head.last_recorded = Some(key.created_at);
+        let fold = fold_of(std::slice::from_ref(event))?;
+        self.file(&event.transaction_id, &fold, vec![seq])?;
+        self.head.last_recorded = Some(event.at);
         Ok(())
     }
 
@@ -210,11 +214,8 @@ impl<'t> Batch<'t> {
         stored.events.push(event);
         let fold = fold_of(&stored.events)?;
         let after = fold.status;
-        stored.row.set_status(after);
-        stored.row.updated_at = fold.updated_at;
-        stored.row.settled_at = fold.settled_at;
-        stored.row.has_evidence = !fold.evidence.is_empty();
-        self.transactions.insert(&stored.key.to_bytes(), codec::encode(&stored.row).as_slice())?;
+        let row = TransactionV1::new(stored.row.payer, stored.row.provider, &fold, stored.row.events);
+        self.transactions.insert(&stored.key.to_bytes(), codec::encode(&row).as_slice())?;
         if before != after {
             let open = index_key(OPEN_SCOPE, stored.key);
             if after.is_open() {
@@ -224,9 +225,51 @@ impl<'t> Batch<'t> {
             }
             *self.head.totals.of(before) -= 1;
             *self.head.totals.of(after) += 1;
-            self.move_amounts(&stored.row, &fold.facts, Some(before), Some(after))?;
+            self.move_amounts(&row, &fold.facts, Some(before), Some(after))?;
         }
         Ok(fold)
+    }
+
+    /// Writes a transaction that is not filed, with all that is derived from it: id, index, counters, balances, load.
+    pub(super) fn file(&mut self, id: &TransactionId, fold: &Fold, places: Vec<u64>) -> Result<(), StoreError> {
+        let payer = self.agent_number(&fold.facts.payer_agent)?;
+        let provider = self.agent_number(&fold.facts.provider_agent)?;
+        let key = self.free_key(fold.created_at)?;
+        let row = TransactionV1::new(payer, provider, fold, places);
+        self.transactions.insert(&key.to_bytes(), codec::encode(&row).as_slice())?;
+        if self.ids.insert(id_key(id).as_slice(), &key.to_bytes())?.is_some() {
+            return Err(StoreError::Damaged(format!("transaction {id} was recorded twice")));
+        }
+        if fold.status.is_open() {
+            self.index.insert(&index_key(OPEN_SCOPE, key), status_code(fold.status))?;
+        }
+        for (number, roles) in Roles::of(&row) {
+            self.index.insert(&index_key(number, key), roles.0)?;
+        }
+        *self.head.totals.of(fold.status) += 1;
+        self.move_amounts(&row, &fold.facts, None, Some(fold.status))?;
+        if let Some(load) = self.load_mut(fold.created_at, provider, &fold.facts.capability)? {
+            *load += 1;
+        }
+        self.head.newest_created = self.head.newest_created.max(Some(key.created_at));
+        Ok(())
+    }
+
+    /// Takes back all that [`file`](Self::file) wrote.
+    pub(super) fn unfile(&mut self, id: &TransactionId, stored: &StoredTransaction) -> Result<(), StoreError> {
+        let StoredTransaction { key, row, fold, .. } = stored;
+        self.transactions.remove(&key.to_bytes())?;
+        self.ids.remove(id_key(id).as_slice())?;
+        self.index.remove(&index_key(OPEN_SCOPE, *key))?;
+        for (number, _) in Roles::of(row) {
+            self.index.remove(&index_key(number, *key))?;
+        }
+        *self.head.totals.of(fold.status) -= 1;
+        self.move_amounts(row, &fold.facts, Some(fold.status), None)?;
+        if let Some(load) = self.load_mut(fold.created_at, row.provider, &fold.facts.capability)? {
+            *load = load.saturating_sub(1);
+        }
+        Ok(())
     }
 
     fn append(&mut self, event: &Event) -> Result<u64, StoreError> {
@@ -246,12 +289,16 @@ impl<'t> Batch<'t> {
         Ok(taken.map_or(first, |(key, _)| TxKey { created_at, tie: TxKey::from_bytes(key.value()).tie + 1 }))
     }
 
+    /// The number of an agent that a transaction names.
+    pub(super) fn known_agent_number(&self, id: &AgentId) -> Result<Option<u32>, StoreError> {
+        Ok(self.numbers.get(id.as_str())?.map(|number| number.value()))
+    }
+
     fn agent_number(&mut self, id: &AgentId) -> Result<u32, StoreError> {
         if let Some(number) = self.known_numbers.get(id) {
             return Ok(*number);
         }
-        let stored = self.numbers.get(id.as_str())?.map(|number| number.value());
-        let number = match stored {
+        let number = match self.known_agent_number(id)? {
             Some(number) => number,
             None => {
                 self.head.totals.numbered_agents += 1;
@@ -295,16 +342,24 @@ impl<'t> Batch<'t> {
         }
     }
 
-    fn count_load(&mut self, at: Timestamp, provider: u32, capability: &Capability) -> Result<(), StoreError> {
+    /// The load of a minute; `None` for one that has been forgotten.
+    fn load_mut(
+        &mut self,
+        at: Timestamp,
+        provider: u32,
+        capability: &Capability,
+    ) -> Result<Option<&mut u32>, StoreError> {
         let minute = minute_of(at);
+        if minute < self.head.totals.loads_from {
+            return Ok(None);
+        }
         let key = (minute, provider, capability.clone());
         if !self.loads.contains_key(&key) {
             let load = LoadKey { minute, provider, capability: capability.as_str() };
             let stored = self.tallies.get(Tally::Load(load).to_bytes().as_slice())?;
             self.loads.insert(key.clone(), stored.map_or(Ok(0), |row| query::load_count(row.value()))?);
         }
-        *self.loads.get_mut(&key).expect("inserted above") += 1;
-        Ok(())
+        Ok(Some(self.loads.get_mut(&key).expect("inserted above")))
     }
 
     /// Forgets at most `limit` load counts of minutes before `minute`.
@@ -317,6 +372,9 @@ impl<'t> Batch<'t> {
             .map(|entry| entry.map(|(key, _)| key.value().to_vec()))
             .collect::<Result<Vec<_>, _>>()?;
         self.changed |= !due.is_empty();
+        if !due.is_empty() {
+            self.head.totals.loads_from = self.head.totals.loads_from.max(minute);
+        }
         for key in &due {
             self.tallies.remove(key.as_slice())?;
         }
@@ -364,7 +422,7 @@ impl Head {
         Self {
             identity: Arc::new(Identity { node_id, earlier: Vec::new() }),
             log: log::LogHead::default(),
-            totals: TotalsV1::default(),
+            totals: TotalsV2::default(),
             newest_created: None,
             last_recorded: None,
         }
@@ -376,7 +434,7 @@ impl Head {
     }
 
     /// The counters of the whole store as of the last commit.
-    pub fn totals(&self) -> &TotalsV1 {
+    pub fn totals(&self) -> &TotalsV2 {
         &self.totals
     }
 }
@@ -385,6 +443,11 @@ impl StoredTransaction {
     /// The status as it is stored.
     pub fn status(&self) -> TransactionStatus {
         self.fold.status
+    }
+
+    /// When the newest event of one of these nodes happened.
+    pub fn newest_of(&self, identity: &Identity) -> Option<Timestamp> {
+        self.events.iter().filter(|event| identity.is_own(event.node_id)).map(|event| event.at).max()
     }
 
     /// The facts.

@@ -10,14 +10,18 @@ use wincode::config::Configuration;
 use wincode::{SchemaRead, SchemaWrite};
 
 use super::codec::{Record, decode, encode};
+use super::events::EntryV1;
 use super::records::{
-    AgentV2, BalanceSideV1, BalanceV1, EventV1, ObservationV1, ReceiptV1, StoreAge, TombstoneV2, TotalsV1,
+    AgentV2, BalanceSideV1, BalanceV1, EventV1, ObservationV1, ReceiptV1, StoreAge, TombstoneV2, TotalsV2,
     TransactionV1,
 };
+use super::sinks::{ParkedV1, PostgresStateV1, RedisStateV1};
+use crate::domain::fold::Fold;
 use crate::domain::{
-    Agent, AgentId, AgentVersion, AvailabilityStatus, Baseline, Capabilities, Capability, Capacity, Counters, Currency,
-    Event, EventBody, EventId, Facts, JsonObject, Money, NodeId, ObserverId, Reputation, ResolutionOutcome, Timestamp,
-    Total, TransactionId, TransactionStatus, Ttl,
+    Agent, AgentId, AgentVersion, AvailabilityStatus, Baseline, Canary, Capabilities, Capability, Capacity, Counters,
+    Currency, Event, EventBody, EventId, Facts, JsonObject, LedgerEntry, Money, NodeId, ObserverId, ParkedEntry,
+    ParkedKey, PostgresState, RedisState, Reputation, ResolutionOutcome, Timestamp, Total, TransactionId,
+    TransactionStatus, Ttl,
 };
 
 const NODE: [u8; 16] = [0x11; 16];
@@ -76,13 +80,63 @@ fn resolved(outcome: ResolutionOutcome) -> EventV1 {
 }
 
 fn transaction() -> TransactionV1 {
-    let mut transaction = TransactionV1::new(1, 300, Timestamp::from_micros(1_795_391_431_767_109), 65_536);
-    transaction.set_status(TransactionStatus::Disputed);
-    transaction.updated_at = Timestamp::from_micros(1_795_391_431_767_111);
-    transaction.settled_at = Some(Timestamp::from_micros(1_795_391_431_767_110));
-    transaction.has_evidence = true;
-    transaction.events.extend([65_537, 5_000_000_000]);
-    transaction
+    let at = |micros: i64| Timestamp::from_micros(1_795_391_431_767_000 + micros);
+    let EventBody::Recorded(facts) = recorded().into_domain().body else { unreachable!("it is a recorded event") };
+    let fold = Fold {
+        facts,
+        status: TransactionStatus::Disputed,
+        conflict: None,
+        created_at: at(109),
+        updated_at: at(111),
+        settled_at: Some(at(110)),
+        evidence: vec!["log".to_owned()],
+        current_round: 0,
+        resolution_round: 0,
+        decisions: Vec::new(),
+    };
+    TransactionV1::new(1, 300, &fold, vec![65_536, 65_537, 5_000_000_000])
+}
+
+fn entry() -> EntryV1 {
+    EntryV1::from_domain(&LedgerEntry {
+        event: event(EventBody::Settled).into_domain(),
+        payer_agent: AgentId::from_stored("genesis"),
+        provider_agent: AgentId::from_stored("thon"),
+        recorded_by: NodeId::from_bytes([0x88; 16]),
+        node_seq: 251,
+        hash: Some([0x99; 32]),
+    })
+}
+
+fn postgres_state() -> PostgresStateV1 {
+    PostgresStateV1::from(&PostgresState {
+        acked_seq: 70_000,
+        acked_copies: 300,
+        fence_hash: [0x99; 32],
+        system_identifier: Some("7".to_owned()),
+        snapshot: Some("1:2:".to_owned()),
+        canary: Some(Canary { event_id: EventId::from_bytes([0x22; 16]), xid: 251 }),
+        restarted: true,
+    })
+}
+
+fn redis_state() -> RedisStateV1 {
+    RedisStateV1::from(&RedisState {
+        acked_change_seq: 70_000,
+        nonce: Some("n".to_owned()),
+        run_id: Some("r".to_owned()),
+        stream_cursor: None,
+    })
+}
+
+fn parked() -> ParkedV1 {
+    ParkedV1::from(&ParkedEntry {
+        key: ParkedKey::Seq(1),
+        reason: "too long".to_owned(),
+        code: "22001".to_owned(),
+        parked_at: Timestamp::from_micros(-1),
+        attempts: 3,
+    })
 }
 
 fn balance() -> BalanceV1 {
@@ -91,15 +145,17 @@ fn balance() -> BalanceV1 {
     BalanceV1 { paid, earned: BalanceSideV1::default() }
 }
 
-fn totals() -> TotalsV1 {
-    TotalsV1 {
+fn totals() -> TotalsV2 {
+    TotalsV2 {
         agents: 1,
         events: 2,
+        copies: 9,
         transactions: [3, 4, 5, 1_000_000],
         numbered_agents: 70_000,
         change_seq: 7,
         revision_floor: u64::MAX,
         age_micros: 251,
+        loads_from: 29_923_190,
     }
 }
 
@@ -216,8 +272,36 @@ fn balances_version_1() {
 }
 
 #[test]
-fn totals_version_1() {
-    assert_stored_as(&totals(), "01 01 02 03 04 05 fc40420f00 fc70110100 07 fdffffffffffffffff fbfb00");
+fn totals_version_2() {
+    assert_stored_as(&totals(), "02 01 02 09 03 04 05 fc40420f00 fc70110100 07 fdffffffffffffffff fbfb00 fc7697c801");
+}
+
+#[test]
+fn ledger_entries_version_1() {
+    let event = event_hex("01");
+    let event = event.strip_prefix("01 ").expect("the version of an event, which is part of its entry's");
+    assert_stored_as(
+        &entry(),
+        &format!(
+            "01 0767656e65736973 0474686f6e 1088888888888888888888888888888888 \
+             01 9999999999999999999999999999999999999999999999999999999999999999 {event}"
+        ),
+    );
+}
+
+#[test]
+fn states_of_sinks_version_1() {
+    assert_stored_as(
+        &postgres_state(),
+        "01 fc70110100 fb2c01 9999999999999999999999999999999999999999999999999999999999999999 0101 37 \
+         0104313a323a 01 1022222222222222222222222222222222 fbfb00 01",
+    );
+    assert_stored_as(&redis_state(), "01 fc70110100 01016e 010172 00");
+}
+
+#[test]
+fn parked_entries_version_1() {
+    assert_stored_as(&parked(), "01 08746f6f206c6f6e67 053232303031 01 03");
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! The way in for the fuzz target of the record codec.
 
 use super::codec::{Record, decode, encode};
-use super::records::{AgentV2, BalanceV1, EventV1, ObservationV1, ReceiptV1, TombstoneV2, TotalsV1, TransactionV1};
+use super::events::EntryV1;
+use super::records::{AgentV2, BalanceV1, EventV1, ObservationV1, ReceiptV1, TombstoneV2, TotalsV2, TransactionV1};
+use super::sinks::{ParkedV1, PostgresStateV1, RedisStateV1};
 
 /// Reads `bytes` as a record of every kind.
 ///
@@ -21,9 +23,15 @@ pub fn read_records(bytes: &[u8]) {
     }
     read::<TombstoneV2>(bytes);
     read::<BalanceV1>(bytes);
-    read::<TotalsV1>(bytes);
+    read::<TotalsV2>(bytes);
     read::<ReceiptV1>(bytes);
     read::<ObservationV1>(bytes);
+    if let Some(entry) = read::<EntryV1>(bytes) {
+        drop(entry.into_domain());
+    }
+    read::<PostgresStateV1>(bytes);
+    read::<RedisStateV1>(bytes);
+    read::<ParkedV1>(bytes);
 }
 
 fn read<R: Record>(bytes: &[u8]) -> Option<R> {

@@ -7,12 +7,15 @@
 //! Deliberately absent: retries. After a failed write the outcome is unknown and redb refuses further writes; whoever
 //! owns the store calls [`Store::reopen`].
 
+mod absorb;
 mod backend;
 mod batch;
 mod codec;
 #[cfg(test)]
 mod codec_tests;
+mod entries;
 mod error;
+mod events;
 mod file;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
@@ -35,12 +38,14 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use rand::Rng;
 use redb::{Database, Durability, ReadableDatabase, StorageBackend};
 
+pub use absorb::Merged;
 pub use batch::{Batch, StoredTransaction};
+pub use entries::Portion;
 pub use error::{OpenError, StoreError};
 pub use file::create_directory;
 pub use query::{Position, TransactionFilter, TransactionPage};
 pub use records::{
-    BalanceSideV1 as BalanceSide, BalanceV1 as Balance, ReceiptV1 as Receipt, StoreAge, TotalsV1 as Totals,
+    BalanceSideV1 as BalanceSide, BalanceV1 as Balance, ReceiptV1 as Receipt, StoreAge, TotalsV2 as Totals,
 };
 pub use registry::{Publish, PurgedRemote};
 pub use snapshot::{ChangedAgent, ChangedState, Load, Snapshot};

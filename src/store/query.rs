@@ -3,15 +3,15 @@
 //! A page reads at most [`MAX_READ`] entries, whatever matches, and holds a bounded number of bytes. Entries of one microsecond are put into the order of
 //! their ids before they are filtered, so that a page may begin after any entry.
 
-use redb::{ReadableTable, StorageError};
+use redb::{ReadOnlyTable, ReadableTable, StorageError};
 
 use super::codec;
 use super::error::StoreError;
-use super::log;
+use super::events::{self, Place};
 use super::records::{TransactionV1, status_of};
+use super::sinks::Acknowledged;
 use super::snapshot::Snapshot;
 use super::tables::{self, OPEN_SCOPE, Roles, TxKey, index_key, index_target};
-use crate::domain::transaction::Finality;
 use crate::domain::{
     AgentId, Capability, Event, EventBody, Role, Timestamp, Transaction, TransactionId, TransactionStatus,
 };
@@ -91,7 +91,7 @@ pub fn page(
         scope,
         after,
         limit,
-        log: snapshot.table(tables::LEDGER_LOG)?,
+        events: EventTables::open(snapshot)?,
         transactions,
         read: 0,
         bytes: 0,
@@ -135,24 +135,54 @@ pub fn row(
     codec::decode(row.value())
 }
 
+/// Where transactions' events lie, and how far they got.
+pub struct EventTables {
+    log: ReadOnlyTable<u64, &'static [u8]>,
+    copies: ReadOnlyTable<u64, &'static [u8]>,
+    parked: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    acknowledged: Acknowledged,
+}
+
+impl EventTables {
+    pub fn open(snapshot: &Snapshot) -> Result<Self, StoreError> {
+        Ok(Self {
+            log: snapshot.table(tables::LEDGER_LOG)?,
+            copies: snapshot.table(tables::COPIES)?,
+            parked: snapshot.table(tables::PARKED)?,
+            acknowledged: Acknowledged::read(&snapshot.table(tables::SINKS)?)?,
+        })
+    }
+
+    /// The events in these places that have the facts of the first one, oldest first.
+    pub fn read(&self, places: &[u64]) -> Result<Vec<Event>, StoreError> {
+        let mut events = events::read_all(&self.log, &self.copies, places)?;
+        let facts = events.first().map(|event| event.facts);
+        events.retain(|event| Some(event.facts) == facts);
+        events.sort_by_key(|event| (event.at, event.event_id));
+        Ok(events)
+    }
+
+    fn read_one(&self, place: u64) -> Result<Event, StoreError> {
+        events::read(&self.log, &self.copies, Place::from_bits(place))
+    }
+}
+
 /// The transaction that a row and its events make.
-pub fn transaction(
-    log: &impl ReadableTable<u64, &'static [u8]>,
-    key: TxKey,
-    row: &TransactionV1,
-) -> Result<Transaction, StoreError> {
-    let (recorded, further) = row
+pub fn transaction(tables: &EventTables, key: TxKey, row: &TransactionV1) -> Result<Transaction, StoreError> {
+    let recorded = row
         .events
-        .split_first()
+        .first()
         .ok_or_else(|| StoreError::Damaged(format!("the transaction of {} has no events", key.created_at)))?;
-    let event = log::read(log, *recorded)?;
+    let event = tables.read_one(*recorded)?;
     let EventBody::Recorded(facts) = event.body else {
-        return Err(StoreError::Damaged(format!("ledger log row {recorded} should be a recorded event")));
+        let created_at = key.created_at;
+        return Err(StoreError::Damaged(format!(
+            "the transaction of {created_at} does not begin with a recorded event"
+        )));
     };
     let mut evidence = Vec::new();
     if row.has_evidence {
-        let mut events: Vec<Event> = further.iter().map(|seq| log::read(log, *seq)).collect::<Result<_, _>>()?;
-        events.sort_by_key(|event| (event.at, event.event_id));
+        let events = tables.read(&row.events)?;
         evidence = events.iter().flat_map(|event| event.body.evidence().iter().cloned()).collect();
     }
     Ok(Transaction {
@@ -163,7 +193,7 @@ pub fn transaction(
         evidence,
         updated_at: row.updated_at,
         settled_at: row.settled_at,
-        finality: Finality::Local,
+        finality: tables.acknowledged.finality(&tables.parked, &row.events)?,
     })
 }
 
@@ -221,23 +251,19 @@ fn bounds(filter: &TransactionFilter, after: Option<&Position>) -> Option<(TxKey
     (first <= last).then_some((first, last))
 }
 
-struct Walk<'a, T, L> {
+struct Walk<'a, T> {
     filter: &'a TransactionFilter,
     scope: Scope,
     after: Option<&'a Position>,
     limit: usize,
     transactions: T,
-    log: L,
+    events: EventTables,
     read: usize,
     bytes: usize,
     page: TransactionPage,
 }
 
-impl<T, L> Walk<'_, T, L>
-where
-    T: ReadableTable<&'static [u8; 12], &'static [u8]>,
-    L: ReadableTable<u64, &'static [u8]>,
-{
+impl<T: ReadableTable<&'static [u8; 12], &'static [u8]>> Walk<'_, T> {
     fn is_full(&self) -> bool {
         self.page.items.len() >= self.limit || self.read >= MAX_READ || self.bytes >= MAX_PAGE_BYTES
     }
@@ -254,7 +280,7 @@ where
                     self.skip(key)?;
                     continue;
                 };
-                let transaction = transaction(&self.log, key, &row)?;
+                let transaction = transaction(&self.events, key, &row)?;
                 self.take(transaction);
             }
             return Ok(false);
@@ -262,7 +288,7 @@ where
         let mut loaded = Vec::with_capacity(group.len());
         for (key, value) in group {
             let row = row(&self.transactions, key)?;
-            loaded.push((transaction(&self.log, key, &row)?, key, value));
+            loaded.push((transaction(&self.events, key, &row)?, key, value));
         }
         loaded.sort_by(|a, b| a.0.transaction_id.cmp(&b.0.transaction_id));
         if self.filter.descending {
@@ -337,7 +363,7 @@ where
     fn skip(&mut self, key: TxKey) -> Result<(), StoreError> {
         if self.is_full() {
             let row = row(&self.transactions, key)?;
-            self.page.next = Some(position(&transaction(&self.log, key, &row)?));
+            self.page.next = Some(position(&transaction(&self.events, key, &row)?));
         }
         Ok(())
     }

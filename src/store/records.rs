@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::codec::Record;
 use super::error::StoreError;
 use crate::domain::event::FactsHash;
+use crate::domain::fold::Fold;
 use crate::domain::{
     Agent, AgentId, AgentVersion, AvailabilityStatus, Baseline, Capabilities, Capability, Capacity, Counters, Currency,
     Event, EventBody, EventId, Facts, JsonObject, Money, NodeId, Observation, ObserverId, Reputation,
@@ -291,30 +292,28 @@ pub struct TransactionV1 {
     pub settled_at: Option<Timestamp>,
     /// Whether any of its events brings evidence.
     pub has_evidence: bool,
-    /// The `node_seq` of its events in the ledger log, `recorded` first.
+    /// The places of its events (see [`Place`](super::events::Place)), the `recorded` one whose facts count first.
     pub events: Vec<u64>,
 }
 record!(TransactionV1, 1, "transaction");
 
 impl TransactionV1 {
-    pub fn new(payer: u32, provider: u32, recorded_at: Timestamp, recorded_seq: u64) -> Self {
+    /// The row of what a transaction's events fold to; `events` are their places, the `recorded` one whose facts count
+    /// first.
+    pub fn new(payer: u32, provider: u32, fold: &Fold, events: Vec<u64>) -> Self {
         Self {
             payer,
             provider,
-            status: status_code(TransactionStatus::Pending),
-            updated_at: recorded_at,
-            settled_at: None,
-            has_evidence: false,
-            events: vec![recorded_seq],
+            status: status_code(fold.status),
+            updated_at: fold.updated_at,
+            settled_at: fold.settled_at,
+            has_evidence: !fold.evidence.is_empty(),
+            events,
         }
     }
 
     pub fn status(&self) -> Result<TransactionStatus, StoreError> {
         status_of(self.status)
-    }
-
-    pub fn set_status(&mut self, status: TransactionStatus) {
-        self.status = status_code(status);
     }
 }
 
@@ -365,11 +364,13 @@ impl BalanceSideV1 {
 
 /// The counters of the whole store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct TotalsV1 {
+pub struct TotalsV2 {
     /// Agents stored, live or expired.
     pub agents: u64,
-    /// Ledger events held.
+    /// Own ledger events.
     pub events: u64,
+    /// Copies of other nodes' ledger events.
+    pub copies: u64,
     /// Transactions by status, in the order of [`TransactionStatus::ALL`].
     pub transactions: [u64; 4],
     /// Agents that were given a number because a transaction names them.
@@ -380,10 +381,12 @@ pub struct TotalsV1 {
     pub revision_floor: u64,
     /// See [`StoreAge`].
     pub age_micros: u64,
+    /// The first minute whose loads are counted; those before it have been forgotten.
+    pub loads_from: u32,
 }
-record!(TotalsV1, 1, "totals");
+record!(TotalsV2, 2, "totals");
 
-impl TotalsV1 {
+impl TotalsV2 {
     pub fn of(&mut self, status: TransactionStatus) -> &mut u64 {
         &mut self.transactions[usize::from(status_code(status))]
     }

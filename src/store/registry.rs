@@ -60,6 +60,11 @@ impl Batch<'_> {
                 None
             }
         };
+        if change_seq.is_some() {
+            self.follow(&agent.agent_id)?;
+        } else {
+            self.unfollow(&agent.agent_id)?;
+        }
         let record = AgentV2::from_domain(agent, change_seq, self.age());
         self.agents.insert(id, codec::encode(&record).as_slice())?;
         Ok(())
@@ -80,6 +85,7 @@ impl Batch<'_> {
             baseline: agent.baseline.clone(),
         };
         self.tombstones.insert(id, codec::encode(&tombstone).as_slice())?;
+        self.unfollow(&agent.agent_id)?;
         self.take_agent(agent)
     }
 

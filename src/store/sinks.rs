@@ -8,9 +8,13 @@ use serde::{Deserialize, Serialize};
 use super::batch::Batch;
 use super::codec::{self, Record};
 use super::error::StoreError;
+use super::events::Place;
 use super::snapshot::Snapshot;
 use super::tables;
-use crate::domain::{AgentId, Canary, EventId, ParkedEntry, ParkedKey, PostgresState, RedisState, Sink, Timestamp};
+use crate::domain::transaction::Finality;
+use crate::domain::{
+    AgentId, Canary, CopyNumber, EventId, ParkedEntry, ParkedKey, PostgresState, RedisState, Sink, Timestamp,
+};
 
 /// See [`PostgresState`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,6 +171,40 @@ fn sink_byte(sink: Sink) -> u8 {
     match sink {
         Sink::Redis => 0,
         Sink::Postgres => 1,
+    }
+}
+
+/// What PostgreSQL has acknowledged of what this file holds.
+#[derive(Debug, Clone, Copy)]
+pub struct Acknowledged {
+    seq: u64,
+    copies: u64,
+}
+
+impl Acknowledged {
+    /// As of one state of the store.
+    pub fn read(sinks: &impl ReadableTable<u8, &'static [u8]>) -> Result<Self, StoreError> {
+        let PostgresState { acked_seq, acked_copies, .. } = postgres_state(sinks)?;
+        Ok(Self { seq: acked_seq, copies: acked_copies })
+    }
+
+    /// How far a transaction with events in these places got.
+    pub fn finality(
+        self,
+        parked: &impl ReadableTable<&'static [u8], &'static [u8]>,
+        places: &[u64],
+    ) -> Result<Finality, StoreError> {
+        for place in places.iter().map(|bits| Place::from_bits(*bits)) {
+            let acknowledged = match place {
+                Place::Log(seq) => seq <= self.seq,
+                Place::Copy(CopyNumber(number)) => number <= self.copies,
+            };
+            let key = parked_key(Sink::Postgres, &place.parked_key());
+            if !acknowledged || parked.get(key.as_slice())?.is_some() {
+                return Ok(Finality::Local);
+            }
+        }
+        Ok(Finality::Central)
     }
 }
 

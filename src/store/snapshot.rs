@@ -8,8 +8,8 @@ use redb::{ReadOnlyTable, ReadTransaction, ReadableTable, TableDefinition, Table
 use super::codec;
 use super::error::StoreError;
 use super::log::{self, LogHead};
-use super::query::{self, Position, TransactionFilter, TransactionPage};
-use super::records::{AgentV2, BalanceV1, ObservationV1, StoreAge, TombstoneV2, TotalsV1};
+use super::query::{self, EventTables, Position, TransactionFilter, TransactionPage};
+use super::records::{AgentV2, BalanceV1, ObservationV1, StoreAge, TombstoneV2, TotalsV2};
 use super::tables::{self, ParsedTally, Tally, TxKey, id_key};
 use crate::domain::{
     Agent, AgentId, AgentVersion, Capability, Currency, Event, Observation, Transaction, TransactionId,
@@ -79,6 +79,10 @@ impl Snapshot {
     pub(super) fn require_tables(&self) -> Result<(), StoreError> {
         self.table(tables::LEDGER_LOG)?;
         self.table(tables::TRANSACTIONS)?;
+        self.table(tables::COPIES)?;
+        self.table(tables::HELD)?;
+        self.table(tables::CENTRAL_FACTS)?;
+        self.table(tables::LEDGER_AGENTS)?;
         self.table(tables::TRANSACTION_IDS)?;
         self.table(tables::TRANSACTION_INDEX)?;
         self.table(tables::TALLIES)?;
@@ -95,18 +99,13 @@ impl Snapshot {
     }
 
     /// The counters of the whole store.
-    pub fn totals(&self) -> Result<TotalsV1, StoreError> {
+    pub fn totals(&self) -> Result<TotalsV2, StoreError> {
         let row = self.table(tables::TALLIES)?.get(Tally::Totals.to_bytes().as_slice())?;
-        row.map_or_else(|| Ok(TotalsV1::default()), |row| codec::decode(row.value()))
+        row.map_or_else(|| Ok(TotalsV2::default()), |row| codec::decode(row.value()))
     }
 
     pub(super) fn log_head(&self) -> Result<LogHead, StoreError> {
         log::head(&self.table(tables::LEDGER_LOG)?)
-    }
-
-    /// The hash of the ledger log's chain up to a row; all zeros for 0, `None` beyond the end.
-    pub fn log_hash(&self, seq: u64) -> Result<Option<[u8; 32]>, StoreError> {
-        log::hash(&self.table(tables::LEDGER_LOG)?, seq)
     }
 
     pub(super) fn newest_transaction(&self) -> Result<Option<TxKey>, StoreError> {
@@ -220,17 +219,14 @@ impl Snapshot {
     pub fn transaction(&self, id: &TransactionId) -> Result<Option<Transaction>, StoreError> {
         let Some(key) = self.transaction_key(id)? else { return Ok(None) };
         let row = query::row(&self.table(tables::TRANSACTIONS)?, key)?;
-        query::transaction(&self.table(tables::LEDGER_LOG)?, key, &row).map(Some)
+        query::transaction(&EventTables::open(self)?, key, &row).map(Some)
     }
 
-    /// A transaction's events, oldest first.
+    /// A transaction's events, oldest first; those with other facts than its own are left out.
     pub fn events(&self, id: &TransactionId) -> Result<Option<Vec<Event>>, StoreError> {
         let Some(key) = self.transaction_key(id)? else { return Ok(None) };
         let row = query::row(&self.table(tables::TRANSACTIONS)?, key)?;
-        let log = self.table(tables::LEDGER_LOG)?;
-        let mut events = row.events.iter().map(|seq| log::read(&log, *seq)).collect::<Result<Vec<_>, _>>()?;
-        events.sort_by_key(|event| (event.at, event.event_id));
-        Ok(Some(events))
+        Ok(Some(EventTables::open(self)?.read(&row.events)?))
     }
 
     /// A page of the transactions that match, in order of creation and id. See [`TransactionPage`].

@@ -11,20 +11,29 @@
 //! | `transaction_index` | scope, [`TxKey`] | a byte: for an agent its roles, for [`OPEN_SCOPE`] the status |
 //! | `tallies` | [`Tally`] | totals, balances, load by the minute |
 //!
+//! Taking in other nodes' events touches `copies` (by the order in which they came), and `held` ([`held_key`]) for those
+//! that came before the `recorded` event of their transaction. `central_facts` ([`id_key`]) names the facts that
+//! PostgreSQL holds for an id, where others are claimed for it; `ledger_agents` lists the agents that were ever registered
+//! here, and whether their history has been read.
+//!
 //! Beside them: `agent_numbers` (an agent that a transaction names, as a number), `agents`, `agent_changes` (one entry
 //! for each changed local agent, newest last), `tombstones`, `observations` (of agents' work, by agent), `sinks` and `parked` (replication's
 //! cursors, and entries that a sink refuses), `receipts` and `receipt_ages` (idempotency keys), `meta`.
 
 use redb::TableDefinition;
 
-use super::records::StoreAge;
-use crate::domain::{Currency, Role, Timestamp, TransactionId};
+use super::records::{StoreAge, TransactionV1};
+use crate::domain::{Currency, EventId, Role, Timestamp, TransactionId};
 
 pub const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 pub const LEDGER_LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("ledger_log");
 pub const TRANSACTIONS: TableDefinition<'_, &[u8; 12], &[u8]> = TableDefinition::new("transactions");
 pub const TRANSACTION_IDS: TableDefinition<'_, &[u8], &[u8; 12]> = TableDefinition::new("transaction_ids");
 pub const TRANSACTION_INDEX: TableDefinition<'_, &[u8; 16], u8> = TableDefinition::new("transaction_index");
+pub const COPIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("copies");
+pub const HELD: TableDefinition<'_, &[u8], u64> = TableDefinition::new("held");
+pub const CENTRAL_FACTS: TableDefinition<'_, &[u8], &[u8; 32]> = TableDefinition::new("central_facts");
+pub const LEDGER_AGENTS: TableDefinition<'_, &str, u8> = TableDefinition::new("ledger_agents");
 pub const TALLIES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("tallies");
 pub const AGENT_NUMBERS: TableDefinition<'_, &str, u32> = TableDefinition::new("agent_numbers");
 pub const AGENTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("agents");
@@ -111,6 +120,15 @@ impl Roles {
         Self(self.0 | other.0)
     }
 
+    /// The parties of a transaction, each once.
+    pub fn of(row: &TransactionV1) -> Vec<(u32, Self)> {
+        if row.payer == row.provider {
+            vec![(row.payer, Self::PAYER.both(Self::PROVIDER))]
+        } else {
+            vec![(row.payer, Self::PAYER), (row.provider, Self::PROVIDER)]
+        }
+    }
+
     pub fn include(self, role: Role) -> bool {
         let wanted = match role {
             Role::Payer => Self::PAYER,
@@ -140,6 +158,22 @@ pub fn id_key(id: &TransactionId) -> Vec<u8> {
     let mut plain = vec![TEXT];
     plain.extend_from_slice(text);
     plain
+}
+
+/// The key of `held`: the transaction's [`id_key`] behind its length, then the event.
+pub fn held_key(id: &TransactionId, event_id: EventId) -> Vec<u8> {
+    let mut key = held_prefix(id);
+    key.extend_from_slice(event_id.as_bytes());
+    key
+}
+
+/// What the keys of all held events of a transaction start with.
+pub fn held_prefix(id: &TransactionId) -> Vec<u8> {
+    let id = id_key(id);
+    let length = u16::try_from(id.len()).unwrap_or(u16::MAX);
+    let mut key = length.to_be_bytes().to_vec();
+    key.extend_from_slice(&id);
+    key
 }
 
 /// What `tallies` counts.

@@ -12,6 +12,7 @@ pub mod registry;
 pub mod state;
 
 pub use board::{SinkBoard, SinkRequest, SinkState, SinkStatus};
+pub(super) use ledger::merge;
 pub use ledger::{Absorbed, LedgerAgent};
 pub use registry::{AbsorbedAgents, AgentChange, LocalLease, RegistryLink, RemoteAgent};
 pub use state::{CommitMark, ForkReason};

@@ -120,6 +120,7 @@ impl Command for Fork {
         let PostgresState { system_identifier, .. } = session.batch.postgres_state()?;
         let restarted = PostgresState { system_identifier, restarted: true, ..PostgresState::default() };
         session.batch.put_postgres_state(&restarted)?;
+        session.batch.uncover_all()?;
         let redis = session.batch.redis_state()?;
         session.batch.put_redis_state(&RedisState { acked_change_seq: 0, ..redis })?;
         tracing::warn!(%before, now = %node_id, agents = local.len(), "{}; this file goes on as a new node", self.0);
@@ -133,6 +134,9 @@ impl Command for SavePostgres {
     type Output = ();
 
     fn run(self, session: &mut Session<'_, '_>) -> Result<(), Stop> {
+        if self.0.restarted {
+            session.batch.uncover_all()?;
+        }
         Ok(session.batch.put_postgres_state(&self.0)?)
     }
 }
