@@ -100,7 +100,7 @@ impl Postgres {
         let fence = link.fence.expect("our place was taken before");
         let state = self.engine.postgres_state()?;
         if let Some(batch) = self.next_batch(&state, fence)? {
-            return self.push_batch(link, fence, state, batch).await;
+            return self.push_batch(link, fence, batch).await;
         }
         if state.restarted {
             // All was offered again; what was refused before may have got through.
@@ -136,7 +136,6 @@ impl Postgres {
         &mut self,
         link: &mut Link,
         fence: LogPosition,
-        state: PostgresState,
         batch: Batch,
     ) -> Result<Drained, Trouble> {
         let Batch { mut offers, to, after } = batch;
@@ -161,7 +160,7 @@ impl Postgres {
         self.set_aside_and_commit(session, &refused).await?;
         link.fence = Some(to);
         self.engine.save_postgres(after).await?;
-        self.report_conflicts(pushed.conflicts, &state).await?;
+        self.report_conflicts(pushed.conflicts).await?;
         self.drain.limit = (self.drain.limit * 2).min(MAX_EVENTS);
         self.drain.in_pieces = pushed.in_pieces;
         self.drain.strikes.clear();
@@ -235,10 +234,10 @@ impl Postgres {
     }
 
     /// Ids that are taken: what is central of them is taken in, and shown from then on.
-    async fn report_conflicts(&mut self, conflicts: Vec<Conflict>, state: &PostgresState) -> Result<(), Trouble> {
+    async fn report_conflicts(&mut self, conflicts: Vec<Conflict>) -> Result<(), Trouble> {
         for Conflict { transaction_id, facts, central } in conflicts {
             tracing::error!(%transaction_id, "the id is taken by another transaction in PostgreSQL, which stays");
-            let state = PostgresState { restarted: false, ..self.engine.postgres_state().unwrap_or(state.clone()) };
+            let state = self.engine.postgres_state()?;
             self.engine.absorb(central, Some(state)).await?;
             self.engine.central_row(transaction_id, facts).await?;
         }
@@ -273,7 +272,6 @@ impl Postgres {
         let waiting = waiting_for_locks(session, &offers).await?;
         offers.retain(|offer| !waiting.contains(&offer.key));
         let mut pushed = 0;
-        let state = self.engine.postgres_state()?;
         let mut groups = vec![offers];
         while let Some(group) = groups.pop().filter(|group| !group.is_empty()) {
             // These were refused before: that they are again says nothing about the table.
@@ -289,7 +287,6 @@ impl Postgres {
                 other => other?,
             };
             session.commit().await?;
-            link.fence = Some(fence);
             let refused: HashMap<&ParkedKey, &Refused> =
                 outcome.refused.iter().map(|refused| (&refused.key, refused)).collect();
             let delivered: Vec<_> =
@@ -307,7 +304,7 @@ impl Postgres {
             if !again.is_empty() {
                 self.engine.park(Sink::Postgres, again).await?;
             }
-            self.report_conflicts(outcome.conflicts, &state).await?;
+            self.report_conflicts(outcome.conflicts).await?;
         }
         Ok(Drained { pushed, more })
     }

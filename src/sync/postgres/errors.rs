@@ -10,6 +10,8 @@ use std::fmt;
 use tokio_postgres::Error;
 use tokio_postgres::error::{DbError, SqlState};
 
+use crate::sync::state::{Failure, FailureClass};
+
 /// What can be done about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -72,6 +74,18 @@ impl From<Error> for Trouble {
 impl From<crate::engine::Error> for Trouble {
     fn from(error: crate::engine::Error) -> Self {
         Self::store(&error)
+    }
+}
+
+impl From<Trouble> for Failure {
+    fn from(trouble: Trouble) -> Self {
+        let class = match trouble.kind {
+            Kind::Misconfigured => FailureClass::Misconfigured,
+            Kind::Lost => FailureClass::Unreachable,
+            Kind::Store => FailureClass::Store,
+            Kind::Entry | Kind::Contention | Kind::FenceMoved => FailureClass::Busy,
+        };
+        Self::new(class, trouble.words)
     }
 }
 

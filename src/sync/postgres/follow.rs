@@ -74,7 +74,7 @@ impl Postgres {
         };
         if !is_ours {
             session.commit().await?;
-            link.fence = Some(self.settle(stored, &seen).await?);
+            link.fence = Some(self.settle(state, &seen).await?);
             return Ok(Followed { pulled: 0, more: true });
         }
 

@@ -4,12 +4,18 @@
 
 pub mod adopt;
 pub mod config;
+mod drain;
 pub mod errors;
 pub mod fence;
+mod follow;
 pub mod merge;
 pub mod payload;
+mod place;
 pub mod pull;
 pub mod push;
 pub mod rows;
 pub mod schema;
 pub mod session;
+pub mod worker;
+
+pub use worker::Postgres;

@@ -35,7 +35,7 @@ impl Postgres {
         let mut new = state.clone();
         if let Some(reason) = break_in_history(&state, seen) {
             self.note(format!("PostgreSQL is not the one that this node knew: {reason}; all is read and offered again"));
-            new = begun_anew(new);
+            new = begun_anew();
             self.follow.forget();
         }
         let hash_at = match seen.fence {
@@ -82,13 +82,12 @@ impl Postgres {
     /// Compares everything anew, as somebody asks.
     pub(super) async fn start_over(&mut self) -> Result<(), Trouble> {
         self.follow.forget();
-        let state = begun_anew(self.engine.postgres_state()?);
-        Ok(self.engine.save_postgres(state).await?)
+        Ok(self.engine.save_postgres(begun_anew()).await?)
     }
 }
 
 /// Nothing is known to be there, and nothing was read.
-fn begun_anew(state: PostgresState) -> PostgresState {
+fn begun_anew() -> PostgresState {
     PostgresState {
         acked_seq: 0,
         fence_hash: [0; 32],
@@ -97,6 +96,5 @@ fn begun_anew(state: PostgresState) -> PostgresState {
         canary: None,
         system_identifier: None,
         restarted: true,
-        ..state
     }
 }
