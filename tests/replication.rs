@@ -29,7 +29,8 @@ fn wait_for_agreement(central: &Central, sidecars: [&Sidecar; 2], id: &str, hold
         last = views.clone();
         let one = views.pop()??;
         let other = views.pop()??;
-        let agreed = one == other && one["finality"] == "central" && central.row_status(id) == one["status"].as_str()?;
+        let agreed =
+            one == other && one["finality"] == "central" && central.row_status(id) == one["status"].as_str()?;
         (agreed && holds(&one)).then_some(one)
     };
     let deadline = std::time::Instant::now() + common::sidecar::PATIENCE;
@@ -158,7 +159,9 @@ fn with_both_sinks_down_frozen_or_refusing_every_call_works() {
     let mut trade = |round: &str| {
         let agent = format!("agent-{round}");
         register(&mut client, &agent, "sql");
-        client.call(&Request::new("PATCH", format!("/v1/agents/{agent}")).json(&json!({"cost_per_task": "3"}))).expect(200);
+        client
+            .call(&Request::new("PATCH", format!("/v1/agents/{agent}")).json(&json!({"cost_per_task": "3"})))
+            .expect(200);
         client.post_nothing(format!("/v1/agents/{agent}/heartbeat")).expect(200);
         client.post(format!("/v1/agents/{agent}/outcomes"), &json!({"success": true})).expect(200);
         let id = format!("tx-{round}");

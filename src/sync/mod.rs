@@ -107,4 +107,3 @@ async fn supervise<D: Destination + 'static>(make: impl Fn() -> D, options: Arc<
         }
     }
 }
-

@@ -39,9 +39,10 @@ impl Central {
         self.postgres.sql(DATABASE, sql)
     }
 
-    /// The status that the row of a transaction shows, if there is a row.
+    /// The status that the row of a transaction shows; nothing while there is no row, or no server.
     pub fn row_status(&self, transaction_id: &str) -> String {
-        self.sql(&format!("SELECT status FROM marketplace_transactions WHERE transaction_id = '{transaction_id}'"))
+        let sql = format!("SELECT status FROM marketplace_transactions WHERE transaction_id = '{transaction_id}'");
+        self.postgres.try_sql(DATABASE, &sql).unwrap_or_default()
     }
 }
 
@@ -55,11 +56,13 @@ pub fn sink(sidecar: &Sidecar, name: &str) -> Value {
 #[track_caller]
 pub fn wait_until_central(sidecar: &Sidecar) {
     wait_for("both sinks to have everything", || {
-        ["redis", "postgres"].into_iter().all(|name| {
-            let sink = sink(sidecar, name);
-            sink["state"] == "live" && sink["backlog"] == 0
-        })
-        .then_some(())
+        ["redis", "postgres"]
+            .into_iter()
+            .all(|name| {
+                let sink = sink(sidecar, name);
+                sink["state"] == "live" && sink["backlog"] == 0
+            })
+            .then_some(())
     });
 }
 

@@ -3,6 +3,7 @@
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode};
 
+use crate::engine::PageRequest;
 use crate::engine::replica::{Sink, SinkRequest, SinkState};
 use crate::http::Api;
 use crate::http::call::{Call, expect_nothing};
@@ -184,8 +185,9 @@ pub(crate) async fn parked_entries(State(api): State<Api>, call: Call) -> Answer
     let cursor = cursor.map(Value::into_text);
     let sink = sink_of(&call)?;
 
-    let _ = (api, limit, cursor, sink);
-    Reply::json(&List::<ParkedShown> { items: Vec::new(), next_cursor: None }).into()
+    let page = read_aside(move || api.engine.parked(sink, PageRequest { limit, cursor: cursor.as_deref() })).await?;
+    let items: Vec<ParkedShown> = page.items.iter().map(ParkedShown::of).collect();
+    Reply::json(&List { items, next_cursor: page.next_cursor }).into()
 }
 
 /// This document.

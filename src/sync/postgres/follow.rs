@@ -68,10 +68,11 @@ impl Postgres {
         let identity = self.engine.identity();
         session.begin(Access::Snapshot, Limits::default()).await?;
         let seen = glance(session, identity.node_id, state.canary, may_identify).await?;
-        let is_ours = super::pull::break_in_history(&state, &seen).is_none() && seen.fence.unwrap_or_default() == {
-            let seq = stored.acked_seq;
-            crate::domain::LogPosition { seq, hash: self.engine.log_hash(seq)?.unwrap_or_default() }
-        };
+        let is_ours = super::pull::break_in_history(&state, &seen).is_none()
+            && seen.fence.unwrap_or_default() == {
+                let seq = stored.acked_seq;
+                crate::domain::LogPosition { seq, hash: self.engine.log_hash(seq)?.unwrap_or_default() }
+            };
         if !is_ours {
             session.commit().await?;
             link.fence = Some(self.settle(state, &seen).await?);
@@ -86,7 +87,9 @@ impl Postgres {
             Interest { agents: &new, recorded_by: &[], except: identity.node_id, since: &Horizon::beginning() },
         ];
         let (mut pulled, mut newest) = (0, None);
-        for interest in interests.iter().filter(|interest| !interest.agents.is_empty() || !interest.recorded_by.is_empty()) {
+        for interest in
+            interests.iter().filter(|interest| !interest.agents.is_empty() || !interest.recorded_by.is_empty())
+        {
             let mut reading = Reading::begin(session, interest).await?;
             while let Some(page) = reading.page().await? {
                 pulled += self.take_in(page, &stored, &mut newest).await?;

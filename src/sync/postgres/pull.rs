@@ -91,9 +91,7 @@ pub async fn glance(
            FROM (SELECT) one LEFT JOIN marketplace_nodes n ON n.node_id = $2"
     );
     let canary: Option<Uuid> = canary.map(|canary| uuid(canary.event_id.as_bytes()));
-    let row = session
-        .query_one(&sql, &[(&canary, Type::UUID), (&uuid(node_id.as_bytes()), Type::UUID)])
-        .await?;
+    let row = session.query_one(&sql, &[(&canary, Type::UUID), (&uuid(node_id.as_bytes()), Type::UUID)]).await?;
     if row.get(1) {
         return Err(Trouble::new(Kind::Lost, "this server is a standby, which takes no writes"));
     }
@@ -257,12 +255,8 @@ mod tests {
             canary: Some(canary),
             ..PostgresState::default()
         };
-        let glance = Glance {
-            snapshot: "710:712:".to_owned(),
-            history: "7/1".to_owned(),
-            canary_xid: Some(700),
-            fence: None,
-        };
+        let glance =
+            Glance { snapshot: "710:712:".to_owned(), history: "7/1".to_owned(), canary_xid: Some(700), fence: None };
         assert_eq!(break_in_history(&state, &glance), None);
         for (what, changed) in [
             ("another cluster", Glance { history: "8/1".to_owned(), ..glance.clone() }),
