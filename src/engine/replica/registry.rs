@@ -148,12 +148,11 @@ impl Engine {
     pub fn renew_remote(&self, leases: &[(AgentId, Duration)]) {
         let moment = self.core().moment();
         let view = self.core().view();
-        for (id, remaining) in leases {
-            if let Some(entry) = view.directory.get(id).filter(|entry| !entry.local) {
-                entry.lease.confirm(moment, *remaining);
-            }
-        }
-        self.rewatch(leases.iter().map(|(id, _)| id.clone()).collect());
+        let ends_earlier = leases.iter().filter(|(id, remaining)| {
+            let entry = view.directory.get(id).filter(|entry| !entry.local);
+            entry.is_some_and(|entry| entry.lease.confirm(moment, *remaining))
+        });
+        self.rewatch(ends_earlier.map(|(id, _)| id.clone()).collect());
     }
 
     /// Takes away remote agents: deleted, where the version is above the agent's, or else expired. A newer agent stays,
