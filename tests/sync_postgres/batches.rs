@@ -116,7 +116,8 @@ fn two_nodes_that_decide_differently_meet_in_a_dispute() {
 
 fn previous_hash(server: &Postgres, node: u8) -> [u8; 32] {
     let id = format!("{:02x}", node).repeat(16);
-    let hex = server.sql("market", &format!("SELECT encode(head_hash, 'hex') FROM marketplace_nodes WHERE node_id = '{id}'"));
+    let hex =
+        server.sql("market", &format!("SELECT encode(head_hash, 'hex') FROM marketplace_nodes WHERE node_id = '{id}'"));
     let bytes: Vec<u8> =
         (0..32).map(|at| u8::from_str_radix(&hex[at * 2..at * 2 + 2], 16).expect("hexadecimal")).collect();
     bytes.try_into().expect("32 bytes")
@@ -167,7 +168,10 @@ fn many_that_write_about_the_same_transactions_do_not_deadlock() {
                  SELECT count(*) FROM e JOIN marketplace_transactions t USING (transaction_id)
                   WHERE t.status <> CASE WHEN s AND c THEN 'disputed' WHEN s THEN 'settled' ELSE 'cancelled' END";
     assert_eq!(server.sql("market", wrong), "0");
-    assert_eq!(server.sql("market", "SELECT count(*) FROM marketplace_transaction_events"), (12 * 4 * 60 + 150).to_string());
+    assert_eq!(
+        server.sql("market", "SELECT count(*) FROM marketplace_transaction_events"),
+        (12 * 4 * 60 + 150).to_string()
+    );
 }
 
 #[test]
@@ -227,7 +231,8 @@ fn a_narrow_column_gets_no_amount_that_it_would_round() {
     let (server, url) = market();
     let amounts = ["12.5", "0.005", "99999999.99", "100000000", "7"];
     let mut author = Author::new(1);
-    let offers: Vec<_> = amounts.iter().map(|amount| author.record(&format!("a{amount}"), &some_facts(amount))).collect();
+    let offers: Vec<_> =
+        amounts.iter().map(|amount| author.record(&format!("a{amount}"), &some_facts(amount))).collect();
     runtime().block_on(async {
         let mut session = prepared(&url).await;
         server.sql("market", "ALTER TABLE marketplace_transactions ALTER COLUMN amount TYPE DECIMAL(10,2)");

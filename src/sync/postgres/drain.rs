@@ -128,16 +128,12 @@ impl Postgres {
         let copies = self.engine.copies_after(CopyNumber(state.acked_copies), self.drain.limit, MAX_BYTES)?;
         let Some((CopyNumber(last), _)) = copies.last() else { return Ok(None) };
         let after = PostgresState { acked_copies: *last, ..state.clone() };
-        let offers = copies.into_iter().map(|(CopyNumber(number), entry)| Offer { key: ParkedKey::Copy(number), entry });
+        let offers =
+            copies.into_iter().map(|(CopyNumber(number), entry)| Offer { key: ParkedKey::Copy(number), entry });
         Ok(Some(Batch { offers: offers.collect(), to: fence, after }))
     }
 
-    async fn push_batch(
-        &mut self,
-        link: &mut Link,
-        fence: LogPosition,
-        batch: Batch,
-    ) -> Result<Drained, Trouble> {
+    async fn push_batch(&mut self, link: &mut Link, fence: LogPosition, batch: Batch) -> Result<Drained, Trouble> {
         let Batch { mut offers, to, after } = batch;
         let all = offers.len();
         let mut refused = Vec::new();
@@ -159,6 +155,7 @@ impl Postgres {
         refused.extend(pushed.refused);
         self.set_aside_and_commit(session, &refused).await?;
         link.fence = Some(to);
+        self.follow.wrote(pushed.xid);
         self.engine.save_postgres(after).await?;
         self.report_conflicts(pushed.conflicts).await?;
         self.drain.limit = (self.drain.limit * 2).min(MAX_EVENTS);

@@ -13,6 +13,8 @@ use super::session::{Access, Limits, Session};
 use super::worker::{Link, Postgres};
 use crate::domain::{AgentId, Canary, PostgresState, TransactionId};
 
+/// How many own pushes are left out of a read.
+const MAX_OWN: usize = 1_000;
 /// How often the marks of older clients are looked for where they are said to write.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// How many rows are adopted in one transaction.
@@ -29,6 +31,8 @@ pub struct Follow {
     /// A cursor that is further than the one that is stored.
     further: Option<String>,
     saved: Option<Instant>,
+    /// Our own pushes since the last read.
+    own: Vec<u64>,
 }
 
 /// What came of a read.
@@ -40,7 +44,16 @@ pub(super) struct Followed {
 
 impl Follow {
     pub fn new(legacy_writers: bool) -> Self {
-        Self { legacy_writers, next_sweep: None, further: None, saved: None }
+        Self { legacy_writers, next_sweep: None, further: None, saved: None, own: Vec::new() }
+    }
+
+    /// We wrote something in this transaction.
+    pub fn wrote(&mut self, xid: u64) {
+        // Were there more of them between two reads, the oldest would be read again, which does no harm.
+        if self.own.len() == MAX_OWN {
+            self.own.remove(0);
+        }
+        self.own.push(xid);
     }
 
     /// The stored cursor was set back.
@@ -68,10 +81,11 @@ impl Postgres {
         let identity = self.engine.identity();
         session.begin(Access::Snapshot, Limits::default()).await?;
         let seen = glance(session, identity.node_id, state.canary, may_identify).await?;
-        let is_ours = super::pull::break_in_history(&state, &seen).is_none() && seen.fence.unwrap_or_default() == {
-            let seq = stored.acked_seq;
-            crate::domain::LogPosition { seq, hash: self.engine.log_hash(seq)?.unwrap_or_default() }
-        };
+        let is_ours = super::pull::break_in_history(&state, &seen).is_none()
+            && seen.fence.unwrap_or_default() == {
+                let seq = stored.acked_seq;
+                crate::domain::LogPosition { seq, hash: self.engine.log_hash(seq)?.unwrap_or_default() }
+            };
         if !is_ours {
             session.commit().await?;
             link.fence = Some(self.settle(state, &seen).await?);
@@ -81,12 +95,16 @@ impl Postgres {
         let horizon = state.snapshot.as_deref().and_then(Horizon::parse).unwrap_or_else(Horizon::beginning);
         let mut recorded_by = vec![identity.node_id];
         recorded_by.extend(&identity.earlier);
+        let own = std::mem::take(&mut self.follow.own);
+        let except = (identity.node_id, own.as_slice());
         let interests = [
-            Interest { agents: &covered, recorded_by: &recorded_by, except: identity.node_id, since: &horizon },
-            Interest { agents: &new, recorded_by: &[], except: identity.node_id, since: &Horizon::beginning() },
+            Interest { agents: &covered, recorded_by: &recorded_by, except, since: &horizon },
+            Interest { agents: &new, recorded_by: &[], except, since: &Horizon::beginning() },
         ];
         let (mut pulled, mut newest) = (0, None);
-        for interest in interests.iter().filter(|interest| !interest.agents.is_empty() || !interest.recorded_by.is_empty()) {
+        for interest in
+            interests.iter().filter(|interest| !interest.agents.is_empty() || !interest.recorded_by.is_empty())
+        {
             let mut reading = Reading::begin(session, interest).await?;
             while let Some(page) = reading.page().await? {
                 pulled += self.take_in(page, &stored, &mut newest).await?;

@@ -153,10 +153,8 @@ pub async fn merge(
     let joined = join(session, &groups, &there, now, &mut merged).await?;
     events.extend(joined.iter().flat_map(|joined| &joined.new));
     rows::insert_events(session, &events).await?;
-    let changed: Vec<_> = joined
-        .iter()
-        .filter_map(|joined| joined.shown.clone().map(|shown| (&joined.transaction_id, shown)))
-        .collect();
+    let changed: Vec<_> =
+        joined.iter().filter_map(|joined| joined.shown.clone().map(|shown| (&joined.transaction_id, shown))).collect();
     if !changed.is_empty() {
         rows::update(session, &changed).await?;
     }
@@ -184,7 +182,11 @@ async fn recall_missing(
         group.recalled = recall(&TransactionId::from_stored(id))?;
         if group.recalled.is_none() {
             let group = groups.remove(id).expect("it is one of them");
-            group.refuse(NOT_RECORDED, "its transaction is recorded neither here nor in PostgreSQL", &mut merged.refused);
+            group.refuse(
+                NOT_RECORDED,
+                "its transaction is recorded neither here nor in PostgreSQL",
+                &mut merged.refused,
+            );
         }
     }
     Ok(())
@@ -197,7 +199,7 @@ async fn insert_rows(session: &Session, groups: &BTreeMap<&str, Group<'_>>) -> R
     for (transaction_id, group) in ids.iter().zip(groups.values()) {
         if let Some(facts) = group.facts() {
             let fold = fold(&facts.hash(), group.entries().map(|entry| &entry.event)).expect("it is recorded");
-            new.push(NewRow { transaction_id, facts: &**facts, shown: shown(&fold) });
+            new.push(NewRow { transaction_id, facts, shown: shown(&fold) });
         }
     }
     if new.is_empty() {
@@ -304,7 +306,9 @@ fn join_one(
         let central = held.iter().chain(&new).cloned().collect();
         conflict(&row.transaction_id, facts, &strange, central, merged);
     }
-    new.extend(fit.into_iter().map(|offer| &offer.entry).filter(|entry| !known.contains(&entry.event.event_id)).cloned());
+    new.extend(
+        fit.into_iter().map(|offer| &offer.entry).filter(|entry| !known.contains(&entry.event.event_id)).cloned(),
+    );
     let fold = fold(&facts, held.iter().chain(&new).map(|entry| &entry.event)).expect("it is recorded");
     let should = shown(&fold);
     let is = should.status == row.status && should.created_at == row.created_at && should.evidence == row.evidence();

@@ -34,7 +34,9 @@ impl Postgres {
     pub(super) async fn settle(&mut self, state: PostgresState, seen: &Glance) -> Result<LogPosition, Trouble> {
         let mut new = state.clone();
         if let Some(reason) = break_in_history(&state, seen) {
-            self.note(format!("PostgreSQL is not the one that this node knew: {reason}; all is read and offered again"));
+            self.note(format!(
+                "PostgreSQL is not the one that this node knew: {reason}; all is read and offered again"
+            ));
             new = begun_anew();
             self.follow.forget();
         }
