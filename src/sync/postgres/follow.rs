@@ -13,6 +13,8 @@ use super::session::{Access, Limits, Session};
 use super::worker::{Link, Postgres};
 use crate::domain::{AgentId, Canary, PostgresState, TransactionId};
 
+/// How many own pushes are left out of a read.
+const MAX_OWN: usize = 1_000;
 /// How often the marks of older clients are looked for where they are said to write.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// How many rows are adopted in one transaction.
@@ -29,6 +31,8 @@ pub struct Follow {
     /// A cursor that is further than the one that is stored.
     further: Option<String>,
     saved: Option<Instant>,
+    /// Our own pushes since the last read.
+    own: Vec<u64>,
 }
 
 /// What came of a read.
@@ -40,7 +44,16 @@ pub(super) struct Followed {
 
 impl Follow {
     pub fn new(legacy_writers: bool) -> Self {
-        Self { legacy_writers, next_sweep: None, further: None, saved: None }
+        Self { legacy_writers, next_sweep: None, further: None, saved: None, own: Vec::new() }
+    }
+
+    /// We wrote something in this transaction.
+    pub fn wrote(&mut self, xid: u64) {
+        // Were there more of them between two reads, the oldest would be read again, which does no harm.
+        if self.own.len() == MAX_OWN {
+            self.own.remove(0);
+        }
+        self.own.push(xid);
     }
 
     /// The stored cursor was set back.
@@ -82,9 +95,11 @@ impl Postgres {
         let horizon = state.snapshot.as_deref().and_then(Horizon::parse).unwrap_or_else(Horizon::beginning);
         let mut recorded_by = vec![identity.node_id];
         recorded_by.extend(&identity.earlier);
+        let own = std::mem::take(&mut self.follow.own);
+        let except = (identity.node_id, own.as_slice());
         let interests = [
-            Interest { agents: &covered, recorded_by: &recorded_by, except: identity.node_id, since: &horizon },
-            Interest { agents: &new, recorded_by: &[], except: identity.node_id, since: &Horizon::beginning() },
+            Interest { agents: &covered, recorded_by: &recorded_by, except, since: &horizon },
+            Interest { agents: &new, recorded_by: &[], except, since: &Horizon::beginning() },
         ];
         let (mut pulled, mut newest) = (0, None);
         for interest in
