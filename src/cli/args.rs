@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::agent::AgentCommand;
+use super::central::CentralCommand;
 use super::discover::DiscoverCommand;
 use super::offline::DataDirectory;
 use super::serve::ServeArgs;
@@ -64,6 +65,9 @@ pub enum Command {
     Verify(DataDirectory),
     /// Give the unused space in the file of a stopped sidecar back
     Compact(DataDirectory),
+    /// Look after the tables in PostgreSQL
+    #[command(subcommand)]
+    Central(CentralCommand),
     /// Show the settings that `serve` would use, and where each comes from
     Config(Box<ServeArgs>),
     /// Print the API's OpenAPI document
@@ -126,7 +130,8 @@ mod tests {
             ("tx list --status odd", true),
             ("tx list --all --limit 3", true),
             ("completions powershell", true),
-            ("central schema", true),
+            ("central", true),
+            ("central schema --postgres-url postgres://h --postgres-url-file /f", true),
             ("--help", false),
             ("--version", false),
             ("tx record --help", false),

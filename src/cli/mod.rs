@@ -8,6 +8,7 @@ mod agent;
 mod api;
 mod args;
 mod batch;
+mod central;
 mod client;
 mod discover;
 mod export;
@@ -99,6 +100,7 @@ fn print(
         Command::Sync(command) => sync::run(command, &client()?, output),
         Command::Verify(args) => offline::verify(&args, variable, output),
         Command::Compact(args) => offline::compact(&args, variable, output),
+        Command::Central(command) => central::run(command, variable, output),
         Command::Config(args) => serve::config(*args, variable, output),
         Command::Openapi => output.json(crate::http::openapi_json().as_bytes()),
         Command::Completions { shell } => completions(shell, output),

@@ -154,6 +154,15 @@ impl ServeSettings {
     }
 }
 
+/// The URL of PostgreSQL alone, for commands that need nothing else.
+///
+/// # Errors
+/// It cannot be used, or a flag holds a password.
+pub fn postgres_url(layers: &Layers) -> Result<Option<CentralUrl>, ConfigError> {
+    let mut picked = Picked { layers, rows: Vec::new() };
+    picked.central(Setting::PostgresUrl, Setting::PostgresUrlFile, POSTGRES_SCHEMES)
+}
+
 /// The layers, and a row for every setting picked from them so far.
 struct Picked<'a> {
     layers: &'a Layers,
@@ -267,7 +276,7 @@ impl Picked<'_> {
         &mut self,
         direct: Setting,
         in_file: Setting,
-        schemes: &[&str],
+        schemes: &'static [&'static str],
     ) -> Result<Option<CentralUrl>, ConfigError> {
         let file = self.path(in_file)?;
         let typed = self.layers.find(direct);

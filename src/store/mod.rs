@@ -9,6 +9,7 @@
 
 mod absorb;
 mod backend;
+mod backlog;
 mod batch;
 mod codec;
 #[cfg(test)]

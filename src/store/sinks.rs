@@ -152,6 +152,11 @@ pub fn parked_key(sink: Sink, key: &ParkedKey) -> Vec<u8> {
     bytes
 }
 
+/// Where the keys of a sink begin.
+pub fn parked_range(sink: Sink) -> Vec<u8> {
+    vec![sink_byte(sink)]
+}
+
 /// Reads a key of `parked`; `None` for one that this version does not write.
 pub fn parse_parked_key(bytes: &[u8]) -> Option<(Sink, ParkedKey)> {
     let (sink, rest) = bytes.split_first()?;

@@ -33,7 +33,7 @@ pub struct Load {
     pub count: u32,
 }
 
-/// A local agent that changed.
+/// A local agent that is claimed and has changed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChangedAgent {
     /// The number of its change.

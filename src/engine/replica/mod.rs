@@ -5,6 +5,7 @@
 //! merged: the order, the grouping and the repetition of what arrives make no difference.
 
 mod agents;
+mod backlog;
 pub mod board;
 pub mod ledger;
 mod outcomes;

@@ -100,8 +100,8 @@ impl Engine {
         let monotonic = self.core().clock.monotonic();
         let view = self.core().view();
         let changes = self.core().store.snapshot()?.changes_after(change_seq, max)?;
-        let told = changes.into_iter().filter_map(|ChangedAgent { change_seq, agent_id, state }| match state {
-            ChangedState::Registered(agent) if agent.claimed => {
+        let told = changes.into_iter().map(|ChangedAgent { change_seq, agent_id, state }| match state {
+            ChangedState::Registered(agent) => {
                 let lease = view.directory.get(&agent_id).map(|entry| &entry.lease);
                 let remaining = match lease {
                     _ if agent.expired => Duration::ZERO,
@@ -109,12 +109,9 @@ impl Engine {
                     // Committed a moment ago and not published yet: its lease has just begun.
                     None => agent.ttl.duration(),
                 };
-                Some(AgentChange::Put { change_seq, agent, remaining })
+                AgentChange::Put { change_seq, agent, remaining }
             }
-            ChangedState::Registered(_) => None,
-            ChangedState::Deleted { version, keep } => {
-                Some(AgentChange::Removed { change_seq, agent_id, version, keep })
-            }
+            ChangedState::Deleted { version, keep } => AgentChange::Removed { change_seq, agent_id, version, keep },
         });
         Ok(told.collect())
     }

@@ -1,0 +1,328 @@
+//! Towards PostgreSQL: own events, then copies of others' events, then what was set aside.
+//!
+//! Somebody else's locks, deadlocks and time-outs make batches smaller. An entry that stays in the way is set aside and
+//! tried again every half minute; one that is refused for its content, when somebody asks or the connection is new.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::errors::{Kind, Trouble};
+use super::merge::{Conflict, Offer, Refused};
+use super::push::{MAX_BYTES, MAX_EVENTS, Push, Pushed, Window, waiting_for_locks};
+use super::session::Session;
+use super::worker::{Link, Postgres};
+use crate::domain::{CopyNumber, LedgerEntry, LogPosition, ParkedEntry, ParkedKey, PostgresState, Sink};
+use crate::engine::{Engine, PageRequest};
+
+/// How often what somebody was in the way of is tried again.
+const RETRY_EVERY: Duration = Duration::from_secs(30);
+/// How often an entry may stand in the way before it is set aside.
+const STRIKES: u32 = 3;
+/// How many parked entries are tried at once.
+const PARKED_AT_ONCE: usize = 500;
+/// The SQLSTATEs of what was in the way, and may not be any more.
+const PASSING: [&str; 4] = ["40001", "40P01", "55P03", "57014"];
+
+/// What was learned about pushing, kept across connections.
+pub struct Drain {
+    /// The most events of the next batch.
+    limit: usize,
+    /// The last batch had to be taken apart.
+    in_pieces: bool,
+    window: Window,
+    strikes: HashMap<ParkedKey, u32>,
+    parked: ParkedRun,
+}
+
+/// A run through the parked entries.
+struct ParkedRun {
+    /// When it begins.
+    due: Instant,
+    /// Whether all of them are tried, or only those that something was in the way of.
+    all: bool,
+    /// Where its next page begins, once it has begun.
+    cursor: Option<String>,
+}
+
+/// What came of pushing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Drained {
+    pub pushed: u64,
+    pub more: bool,
+}
+
+impl Drain {
+    pub fn new() -> Self {
+        Self {
+            limit: MAX_EVENTS,
+            in_pieces: false,
+            window: Window::default(),
+            strikes: HashMap::new(),
+            parked: ParkedRun { due: Instant::now(), all: true, cursor: None },
+        }
+    }
+
+    /// Tries everything that was set aside again, at once.
+    pub fn retry_all(&mut self) {
+        self.parked = ParkedRun { due: Instant::now(), all: true, cursor: None };
+    }
+
+    /// How long until what was set aside is to be tried again.
+    pub fn until_retry(&self) -> Duration {
+        self.parked.due.saturating_duration_since(Instant::now())
+    }
+
+    /// Counts what was in the way; those offers that were so too often are set aside.
+    fn strike(&mut self, keys: &[ParkedKey]) {
+        for key in keys {
+            *self.strikes.entry(key.clone()).or_default() += 1;
+        }
+    }
+
+    fn is_struck_out(&self, key: &ParkedKey) -> bool {
+        self.strikes.get(key).is_some_and(|strikes| *strikes >= STRIKES)
+    }
+}
+
+/// A batch that is to be pushed, and where it leaves the cursors.
+struct Batch {
+    offers: Vec<Offer>,
+    to: LogPosition,
+    /// The cursors once it is there.
+    after: PostgresState,
+}
+
+impl Postgres {
+    /// Pushes one batch of what comes first.
+    pub(super) async fn push_some(&mut self, link: &mut Link) -> Result<Drained, Trouble> {
+        let fence = link.fence.expect("our place was taken before");
+        let state = self.engine.postgres_state()?;
+        if let Some(batch) = self.next_batch(&state, fence)? {
+            return self.push_batch(link, fence, batch).await;
+        }
+        if state.restarted {
+            // All was offered again; what was refused before may have got through.
+            self.engine.save_postgres(PostgresState { restarted: false, ..state }).await?;
+            self.drain.retry_all();
+            return Ok(Drained { pushed: 0, more: true });
+        }
+        self.push_parked(link, fence).await
+    }
+
+    /// The next of our own events, or, when there are none, of copies.
+    fn next_batch(&self, state: &PostgresState, fence: LogPosition) -> Result<Option<Batch>, Trouble> {
+        let mut own = self.engine.log_after(state.acked_seq, self.drain.limit, MAX_BYTES)?;
+        if state.acked_seq < fence.seq {
+            // What is behind the fence was there once: it is offered again without moving the fence.
+            own.retain(|entry| entry.node_seq <= fence.seq);
+        }
+        if let Some(last) = own.last() {
+            let reached = LogPosition { seq: last.node_seq, hash: last.hash.expect("own events are chained") };
+            let after = PostgresState { acked_seq: reached.seq, fence_hash: reached.hash, ..state.clone() };
+            let to = if reached.seq > fence.seq { reached } else { fence };
+            let offers = own.into_iter().map(|entry| Offer { key: ParkedKey::Seq(entry.node_seq), entry }).collect();
+            return Ok(Some(Batch { offers, to, after }));
+        }
+        let copies = self.engine.copies_after(CopyNumber(state.acked_copies), self.drain.limit, MAX_BYTES)?;
+        let Some((CopyNumber(last), _)) = copies.last() else { return Ok(None) };
+        let after = PostgresState { acked_copies: *last, ..state.clone() };
+        let offers =
+            copies.into_iter().map(|(CopyNumber(number), entry)| Offer { key: ParkedKey::Copy(number), entry });
+        Ok(Some(Batch { offers: offers.collect(), to: fence, after }))
+    }
+
+    async fn push_batch(&mut self, link: &mut Link, fence: LogPosition, batch: Batch) -> Result<Drained, Trouble> {
+        let Batch { mut offers, to, after } = batch;
+        let all = offers.len();
+        let mut refused = Vec::new();
+        offers.retain(|offer| {
+            let struck_out = self.drain.is_struck_out(&offer.key);
+            if struck_out {
+                refused.push(in_the_way(&offer.key));
+            }
+            !struck_out
+        });
+        let session = link.session().await?;
+        let pushed = match self.push_offers(session, &offers, fence, to).await {
+            Err(trouble) if trouble.kind == Kind::Contention => {
+                self.yield_to(session, &offers, &trouble).await?;
+                return Ok(Drained { pushed: 0, more: true });
+            }
+            other => other?,
+        };
+        refused.extend(pushed.refused);
+        self.set_aside_and_commit(session, &refused).await?;
+        link.fence = Some(to);
+        self.engine.save_postgres(after).await?;
+        self.report_conflicts(pushed.conflicts).await?;
+        self.drain.limit = (self.drain.limit * 2).min(MAX_EVENTS);
+        self.drain.in_pieces = pushed.in_pieces;
+        self.drain.strikes.clear();
+        Ok(Drained { pushed: (all - refused.len()) as u64, more: true })
+    }
+
+    /// Everything of a push but its commit.
+    async fn push_offers(
+        &mut self,
+        session: &mut Session,
+        offers: &[Offer],
+        from: LogPosition,
+        to: LogPosition,
+    ) -> Result<Pushed, Trouble> {
+        let engine = self.engine.clone();
+        let recall = move |id: &crate::domain::TransactionId| Ok(engine.recorded(id)?);
+        let push = Push {
+            node_id: self.engine.identity().node_id,
+            from,
+            to,
+            offers,
+            recall: &recall,
+            now: self.clock.now(),
+            in_pieces: self.drain.in_pieces,
+        };
+        push.run(session, &mut self.drain.window).await
+    }
+
+    /// What was refused is set aside first: were it the other way round, a crash in between would lose it.
+    async fn set_aside_and_commit(&mut self, session: &mut Session, refused: &[Refused]) -> Result<(), Trouble> {
+        if !refused.is_empty() {
+            let now = self.clock.now();
+            let entries: Vec<_> = refused
+                .iter()
+                .map(|refused| ParkedEntry {
+                    key: refused.key.clone(),
+                    reason: refused.reason.clone(),
+                    code: refused.code.clone(),
+                    parked_at: now,
+                    attempts: 1,
+                })
+                .collect();
+            tracing::warn!(
+                sink = Sink::Postgres.as_str(),
+                entries = entries.len(),
+                first = entries[0].reason,
+                "entries are refused and set aside"
+            );
+            if let Err(error) = self.engine.park(Sink::Postgres, entries).await {
+                session.rollback().await?;
+                return Err(error.into());
+            }
+        }
+        session.commit().await
+    }
+
+    /// Somebody is in the way of these offers: try less at once, and find out which of them are concerned.
+    async fn yield_to(&mut self, session: &mut Session, offers: &[Offer], trouble: &Trouble) -> Result<(), Trouble> {
+        tracing::debug!(sink = Sink::Postgres.as_str(), offers = offers.len(), reason = %trouble, "somebody is in the way");
+        if let [only] = offers {
+            self.drain.strike(std::slice::from_ref(&only.key));
+            return Ok(());
+        }
+        let waiting = waiting_for_locks(session, offers).await?;
+        if waiting.is_empty() {
+            self.drain.limit = (offers.len() / 2).max(1);
+        } else {
+            self.drain.strike(&waiting);
+        }
+        Ok(())
+    }
+
+    /// Ids that are taken: what is central of them is taken in, and shown from then on.
+    async fn report_conflicts(&mut self, conflicts: Vec<Conflict>) -> Result<(), Trouble> {
+        for Conflict { transaction_id, facts, central } in conflicts {
+            tracing::error!(%transaction_id, "the id is taken by another transaction in PostgreSQL, which stays");
+            let state = self.engine.postgres_state()?;
+            self.engine.absorb(central, Some(state)).await?;
+            self.engine.central_row(transaction_id, facts).await?;
+        }
+        Ok(())
+    }
+
+    /// Tries a page of what was set aside, if it is time to.
+    async fn push_parked(&mut self, link: &mut Link, fence: LogPosition) -> Result<Drained, Trouble> {
+        if self.drain.parked.due > Instant::now() {
+            return Ok(Drained::default());
+        }
+        let page = PageRequest { limit: PARKED_AT_ONCE, cursor: self.drain.parked.cursor.as_deref() };
+        let page = self.engine.parked(Sink::Postgres, page)?;
+        self.drain.parked.cursor = page.next_cursor;
+        let more = self.drain.parked.cursor.is_some();
+        let all = self.drain.parked.all;
+        if !more {
+            self.drain.parked = ParkedRun { due: Instant::now() + RETRY_EVERY, all: false, cursor: None };
+        }
+        let mut tried: HashMap<ParkedKey, ParkedEntry> = HashMap::new();
+        let mut offers = Vec::new();
+        for entry in page.items.into_iter().filter(|entry| all || PASSING.contains(&entry.code.as_str())) {
+            if let Some(event) = find(&self.engine, &entry.key)? {
+                offers.push(Offer { key: entry.key.clone(), entry: event });
+                tried.insert(entry.key.clone(), entry);
+            }
+        }
+        if offers.is_empty() {
+            return Ok(Drained { pushed: 0, more });
+        }
+        let session = link.session().await?;
+        let waiting = waiting_for_locks(session, &offers).await?;
+        offers.retain(|offer| !waiting.contains(&offer.key));
+        let mut pushed = 0;
+        let mut groups = vec![offers];
+        while let Some(group) = groups.pop().filter(|group| !group.is_empty()) {
+            // These were refused before: that they are again says nothing about the table.
+            let window = std::mem::take(&mut self.drain.window);
+            let outcome = self.push_offers(session, &group, fence, fence).await;
+            self.drain.window = window;
+            let outcome = match outcome {
+                Err(trouble) if trouble.kind == Kind::Contention && group.len() > 1 => {
+                    groups.extend(group.chunks(group.len().div_ceil(2)).map(<[Offer]>::to_vec));
+                    continue;
+                }
+                Err(trouble) if trouble.kind == Kind::Contention => continue,
+                other => other?,
+            };
+            session.commit().await?;
+            let refused: HashMap<&ParkedKey, &Refused> =
+                outcome.refused.iter().map(|refused| (&refused.key, refused)).collect();
+            let delivered: Vec<_> =
+                group.iter().map(|offer| offer.key.clone()).filter(|key| !refused.contains_key(key)).collect();
+            pushed += delivered.len() as u64;
+            let again = refused.values().filter_map(|refused| {
+                let entry = tried.get(&refused.key)?;
+                let (reason, code) = (refused.reason.clone(), refused.code.clone());
+                Some(ParkedEntry { reason, code, attempts: entry.attempts.saturating_add(1), ..entry.clone() })
+            });
+            let again: Vec<_> = again.collect();
+            if !delivered.is_empty() {
+                self.engine.unpark(Sink::Postgres, delivered).await?;
+            }
+            if !again.is_empty() {
+                self.engine.park(Sink::Postgres, again).await?;
+            }
+            self.report_conflicts(outcome.conflicts).await?;
+        }
+        Ok(Drained { pushed, more })
+    }
+}
+
+fn in_the_way(key: &ParkedKey) -> Refused {
+    Refused {
+        key: key.clone(),
+        code: "55P03".to_owned(),
+        constraint: None,
+        reason: "another session keeps its row locked, or is in the way in some other manner".to_owned(),
+    }
+}
+
+/// The event that is parked under a key.
+fn find(engine: &Engine, key: &ParkedKey) -> Result<Option<LedgerEntry>, Trouble> {
+    Ok(match key {
+        ParkedKey::Seq(seq) => engine.log_after(seq.saturating_sub(1), 1, 1)?.pop(),
+        ParkedKey::Copy(number) => {
+            let before = CopyNumber(number.saturating_sub(1));
+            engine.copies_after(before, 1, 1)?.pop().map(|(_, entry)| entry)
+        }
+        ParkedKey::Agent(_) => None,
+    })
+}

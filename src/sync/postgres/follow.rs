@@ -1,0 +1,207 @@
+//! From PostgreSQL: what others wrote about our agents' transactions, and what older clients did to them.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_postgres::types::Type;
+
+use super::errors::Trouble;
+use super::merge::{Undo, merge};
+use super::payload::{CentralEvent, Unreadable};
+use super::pull::{Horizon, Interest, Reading, glance};
+use super::session::{Access, Limits, Session};
+use super::worker::{Link, Postgres};
+use crate::domain::{AgentId, Canary, PostgresState, TransactionId};
+
+/// How often the marks of older clients are looked for where they are said to write.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+/// How many rows are adopted in one transaction.
+const ADOPTED_AT_ONCE: i64 = 500;
+/// How often a cursor that moved while nothing was for us is written down.
+const SAVE_EVERY: Duration = Duration::from_secs(60);
+/// Looking for marks goes through all transactions of an agent.
+const SWEEP: Limits = Limits { statement: Duration::from_secs(60), lock: Duration::from_secs(1) };
+
+/// What was learned about following, kept across connections.
+pub struct Follow {
+    legacy_writers: bool,
+    next_sweep: Option<Instant>,
+    /// A cursor that is further than the one that is stored.
+    further: Option<String>,
+    saved: Option<Instant>,
+}
+
+/// What came of a read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Followed {
+    pub pulled: u64,
+    pub more: bool,
+}
+
+impl Follow {
+    pub fn new(legacy_writers: bool) -> Self {
+        Self { legacy_writers, next_sweep: None, further: None, saved: None }
+    }
+
+    /// The stored cursor was set back.
+    pub fn forget(&mut self) {
+        (self.further, self.saved) = (None, None);
+    }
+}
+
+impl Postgres {
+    /// Adopts where it is time to, then reads all that is new.
+    pub(super) async fn read_some(&mut self, link: &mut Link) -> Result<Followed, Trouble> {
+        let (mut covered, mut new) = (Vec::new(), Vec::new());
+        for agent in self.engine.ledger_agents()? {
+            if agent.covered { covered.push(agent.agent_id) } else { new.push(agent.agent_id) }
+        }
+        let may_identify = link.may_identify;
+        let session = link.session().await?;
+        self.sweep(session, &covered, &new).await?;
+
+        let mut state = self.engine.postgres_state()?;
+        let stored = state.clone();
+        if let Some(further) = &self.follow.further {
+            state.snapshot = Some(further.clone());
+        }
+        let identity = self.engine.identity();
+        session.begin(Access::Snapshot, Limits::default()).await?;
+        let seen = glance(session, identity.node_id, state.canary, may_identify).await?;
+        let is_ours = super::pull::break_in_history(&state, &seen).is_none()
+            && seen.fence.unwrap_or_default() == {
+                let seq = stored.acked_seq;
+                crate::domain::LogPosition { seq, hash: self.engine.log_hash(seq)?.unwrap_or_default() }
+            };
+        if !is_ours {
+            session.commit().await?;
+            link.fence = Some(self.settle(state, &seen).await?);
+            return Ok(Followed { pulled: 0, more: true });
+        }
+
+        let horizon = state.snapshot.as_deref().and_then(Horizon::parse).unwrap_or_else(Horizon::beginning);
+        let mut recorded_by = vec![identity.node_id];
+        recorded_by.extend(&identity.earlier);
+        let interests = [
+            Interest { agents: &covered, recorded_by: &recorded_by, except: identity.node_id, since: &horizon },
+            Interest { agents: &new, recorded_by: &[], except: identity.node_id, since: &Horizon::beginning() },
+        ];
+        let (mut pulled, mut newest) = (0, None);
+        for interest in
+            interests.iter().filter(|interest| !interest.agents.is_empty() || !interest.recorded_by.is_empty())
+        {
+            let mut reading = Reading::begin(session, interest).await?;
+            while let Some(page) = reading.page().await? {
+                pulled += self.take_in(page, &stored, &mut newest).await?;
+            }
+            reading.end().await?;
+        }
+        session.commit().await?;
+
+        let canary = newest.map(|(canary, _)| canary).or(state.canary);
+        let snapshot = Some(seen.snapshot);
+        let is_worth_saving = pulled > 0 || !new.is_empty() || stored.snapshot.is_none() || canary != stored.canary;
+        if is_worth_saving || self.follow.saved.is_none_or(|saved| saved.elapsed() >= SAVE_EVERY) {
+            let system_identifier = Some(seen.history);
+            let state = PostgresState { snapshot, canary, system_identifier, ..self.engine.postgres_state()? };
+            self.engine.save_postgres(state).await?;
+            (self.follow.further, self.follow.saved) = (None, Some(Instant::now()));
+        } else {
+            self.follow.further = snapshot;
+        }
+        if !new.is_empty() {
+            self.engine.cover(new).await?;
+        }
+        Ok(Followed { pulled, more: false })
+    }
+
+    /// Takes a page in, in one durable commit; how many events of it were new here.
+    async fn take_in(
+        &mut self,
+        page: Vec<Result<CentralEvent, Unreadable>>,
+        stored: &PostgresState,
+        newest: &mut Option<(Canary, i64)>,
+    ) -> Result<u64, Trouble> {
+        let mut entries = Vec::with_capacity(page.len());
+        for event in page {
+            match event {
+                Ok(event) => {
+                    let canary = Canary { event_id: event.entry.event.event_id, xid: event.xid };
+                    if newest.is_none_or(|(newest, id)| (newest.xid, id) < (canary.xid, event.id)) {
+                        *newest = Some((canary, event.id));
+                    }
+                    entries.push(event.entry);
+                }
+                Err(unreadable) => tracing::warn!(%unreadable, "an event in PostgreSQL is passed over"),
+            }
+        }
+        Ok(self.engine.absorb(entries, Some(stored.clone())).await?.new_events as u64)
+    }
+
+    /// Adopts what older clients did: for agents that are new here always, for the others where such clients are said to
+    /// write.
+    async fn sweep(&mut self, session: &mut Session, covered: &[AgentId], new: &[AgentId]) -> Result<(), Trouble> {
+        let is_due = self.follow.legacy_writers && self.follow.next_sweep.is_none_or(|due| due <= Instant::now());
+        let agents: Vec<AgentId> = if is_due { covered.iter().chain(new).cloned().collect() } else { new.to_vec() };
+        if agents.is_empty() {
+            return Ok(());
+        }
+        let adopted = adopt_all(session, &agents, self.clock.now()).await?;
+        if adopted > 0 {
+            tracing::info!(events = adopted, "adopted what clients without events did");
+        }
+        if is_due {
+            self.follow.next_sweep = Some(Instant::now() + SWEEP_EVERY);
+        }
+        Ok(())
+    }
+}
+
+/// Adopts what was done to any transaction of the agents; how many events that made.
+///
+/// # Errors
+///
+/// See [`Trouble`].
+pub async fn adopt_all(
+    session: &mut Session,
+    agents: &[AgentId],
+    now: crate::domain::Timestamp,
+) -> Result<usize, Trouble> {
+    let mut adopted = 0;
+    let mut after = String::new();
+    loop {
+        session.begin(Access::ReadWrite, SWEEP).await?;
+        let marked = match marked_after(session, agents, &after).await {
+            Ok(marked) => marked,
+            Err(trouble) => return Err(trouble),
+        };
+        let Some(last) = marked.last() else {
+            session.commit().await?;
+            return Ok(adopted);
+        };
+        after = last.as_str().to_owned();
+        match merge(session, &[], &marked, &|_| Ok(None), now).await {
+            Ok(merged) => adopted += merged.adopted,
+            Err(Undo::Trouble(trouble)) => return Err(trouble),
+            Err(Undo::Without(_)) => {}
+        }
+        session.commit().await?;
+    }
+}
+
+/// Transactions whose row was last written by somebody who wrote no event with it: by a client that knows none, by a
+/// restore, or, now and then, by ourselves.
+async fn marked_after(session: &Session, agents: &[AgentId], after: &str) -> Result<Vec<TransactionId>, Trouble> {
+    let agents: Vec<&str> = agents.iter().map(AgentId::as_str).collect();
+    let rows = session
+        .query(
+            "SELECT transaction_id FROM marketplace_transactions t
+              WHERE (payer_agent = ANY($1) OR provider_agent = ANY($1)) AND transaction_id COLLATE \"C\" > $2
+                AND NOT EXISTS (SELECT FROM marketplace_transaction_events e
+                                 WHERE e.transaction_id = t.transaction_id AND e.xid::xid = t.xmin)
+              ORDER BY transaction_id COLLATE \"C\" LIMIT $3",
+            &[(&agents, Type::TEXT_ARRAY), (&after, Type::TEXT), (&ADOPTED_AT_ONCE, Type::INT8)],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| TransactionId::from_stored(row.get(0))).collect())
+}

@@ -1,0 +1,332 @@
+//! One group of events into the tables: rows made or locked, what older clients did adopted, events added, rows brought
+//! to the fold of their events. Within a transaction that the caller began.
+//!
+//! Invariants at its end: every row that it touched shows the fold of all its events; no event is there whose
+//! transaction has no row; all events of a transaction that count have the facts of its row.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::adopt::{CentralRow, adopt};
+use super::errors::{Kind, Trouble};
+use super::rows::{self, NewRow, Shown};
+use super::session::Session;
+use crate::domain::event::FactsHash;
+use crate::domain::fold::{Fold, fold};
+use crate::domain::sink::TRANSACTION_ID_CONFLICT;
+use crate::domain::{EventBody, Facts, LedgerEntry, Money, ParkedKey, Timestamp, TransactionId};
+
+/// The code of an amount that a column would have to round.
+pub const INEXACT_AMOUNT: &str = "inexact_amount";
+/// The code of an event whose transaction is recorded nowhere.
+pub const NOT_RECORDED: &str = "not_recorded";
+/// The code of an event that was to join events or a row that this version cannot read.
+pub const UNREADABLE: &str = "unreadable";
+
+/// An event that is offered to PostgreSQL, and under which key it would be parked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Offer {
+    /// The key.
+    pub key: ParkedKey,
+    /// The event.
+    pub entry: LedgerEntry,
+}
+
+/// An event that PostgreSQL does not take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// Which.
+    pub key: ParkedKey,
+    /// An SQLSTATE, or a name of ours.
+    pub code: String,
+    /// The constraint, if one refused.
+    pub constraint: Option<String>,
+    /// Why, in words.
+    pub reason: String,
+}
+
+/// A transaction id that other facts have in PostgreSQL.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Conflict {
+    /// The id.
+    pub transaction_id: TransactionId,
+    /// Whose facts stay.
+    pub facts: FactsHash,
+    /// What is central of it.
+    pub central: Vec<LedgerEntry>,
+}
+
+/// What came of a group.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Merged {
+    /// What was not taken, while the rest was.
+    pub refused: Vec<Refused>,
+    /// Ids that are taken.
+    pub conflicts: Vec<Conflict>,
+    /// How many events were made for what older clients did.
+    pub adopted: usize,
+}
+
+/// Why a group was not merged: the caller undoes it.
+#[derive(Debug)]
+pub enum Undo {
+    /// Something failed.
+    Trouble(Trouble),
+    /// These are to be left out.
+    Without(Vec<Refused>),
+}
+
+impl From<Trouble> for Undo {
+    fn from(trouble: Trouble) -> Self {
+        Self::Trouble(trouble)
+    }
+}
+
+/// The `recorded` event of a transaction, as this node holds it.
+pub type Recall<'a> = dyn Fn(&TransactionId) -> Result<Option<LedgerEntry>, Trouble> + Sync + 'a;
+
+/// What is offered of one transaction, in its order.
+#[derive(Default)]
+struct Group<'a> {
+    offers: Vec<&'a Offer>,
+    recalled: Option<LedgerEntry>,
+}
+
+impl Group<'_> {
+    fn entries(&self) -> impl Iterator<Item = &LedgerEntry> {
+        self.recalled.iter().chain(self.offers.iter().map(|offer| &offer.entry))
+    }
+
+    fn facts(&self) -> Option<&Arc<Facts>> {
+        self.entries().find_map(|entry| match &entry.event.body {
+            EventBody::Recorded(facts) => Some(facts),
+            _ => None,
+        })
+    }
+
+    fn refuse(&self, code: &str, reason: &str, out: &mut Vec<Refused>) {
+        out.extend(self.offers.iter().map(|offer| refusal(offer, code, reason)));
+    }
+}
+
+fn refusal(offer: &Offer, code: &str, reason: &str) -> Refused {
+    Refused { key: offer.key.clone(), code: code.to_owned(), constraint: None, reason: reason.to_owned() }
+}
+
+/// Merges `offers`, and looks at the rows of `visits` whether somebody changed them.
+///
+/// # Errors
+///
+/// As [`Undo`] says; the transaction may be in a failed state.
+pub async fn merge(
+    session: &Session,
+    offers: &[&Offer],
+    visits: &[TransactionId],
+    recall: &Recall<'_>,
+    now: Timestamp,
+) -> Result<Merged, Undo> {
+    // Ordered by the bytes of the id, as `COLLATE "C"` orders.
+    let mut groups: BTreeMap<&str, Group<'_>> = BTreeMap::new();
+    for offer in offers {
+        groups.entry(offer.entry.event.transaction_id.as_str()).or_default().offers.push(offer);
+    }
+    for id in visits {
+        groups.entry(id.as_str()).or_default();
+    }
+    let mut merged = Merged::default();
+    recall_missing(session, &mut groups, recall, &mut merged).await?;
+
+    let mut events: Vec<&LedgerEntry> = Vec::new();
+    let fresh = insert_rows(session, &groups).await?;
+    for (id, group) in groups.iter().filter(|(id, _)| fresh.contains(**id)) {
+        let facts = group.facts().expect("only what is recorded was inserted").hash();
+        let (fit, strange): (Vec<&Offer>, Vec<&Offer>) =
+            group.offers.iter().copied().partition(|offer| offer.entry.event.facts == facts);
+        events.extend(group.recalled.iter().chain(fit.iter().map(|offer| &offer.entry)));
+        if !strange.is_empty() {
+            let central = group.entries().filter(|entry| entry.event.facts == facts).cloned().collect();
+            conflict(&TransactionId::from_stored(id), facts, &strange, central, &mut merged);
+        }
+    }
+
+    let there: Vec<&str> = groups.keys().copied().filter(|id| !fresh.contains(*id)).collect();
+    let joined = join(session, &groups, &there, now, &mut merged).await?;
+    events.extend(joined.iter().flat_map(|joined| &joined.new));
+    rows::insert_events(session, &events).await?;
+    let changed: Vec<_> =
+        joined.iter().filter_map(|joined| joined.shown.clone().map(|shown| (&joined.transaction_id, shown))).collect();
+    if !changed.is_empty() {
+        rows::update(session, &changed).await?;
+    }
+    Ok(merged)
+}
+
+/// An event whose transaction has no row brings along the `recorded` that this node holds, so that it has one.
+async fn recall_missing(
+    session: &Session,
+    groups: &mut BTreeMap<&str, Group<'_>>,
+    recall: &Recall<'_>,
+    merged: &mut Merged,
+) -> Result<(), Undo> {
+    let unrecorded: Vec<&str> = groups
+        .iter()
+        .filter(|(_, group)| !group.offers.is_empty() && group.facts().is_none())
+        .map(|(id, _)| *id)
+        .collect();
+    if unrecorded.is_empty() {
+        return Ok(());
+    }
+    let there: HashSet<String> = rows::present(session, &unrecorded).await?.into_iter().collect();
+    for id in unrecorded.into_iter().filter(|id| !there.contains(*id)) {
+        let group = groups.get_mut(id).expect("it is one of them");
+        group.recalled = recall(&TransactionId::from_stored(id))?;
+        if group.recalled.is_none() {
+            let group = groups.remove(id).expect("it is one of them");
+            group.refuse(
+                NOT_RECORDED,
+                "its transaction is recorded neither here nor in PostgreSQL",
+                &mut merged.refused,
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Inserts a row for everything that is recorded in the groups; the ids that were not there before.
+async fn insert_rows(session: &Session, groups: &BTreeMap<&str, Group<'_>>) -> Result<HashSet<String>, Undo> {
+    let ids: Vec<TransactionId> = groups.keys().map(|id| TransactionId::from_stored(id)).collect();
+    let mut new = Vec::new();
+    for (transaction_id, group) in ids.iter().zip(groups.values()) {
+        if let Some(facts) = group.facts() {
+            let fold = fold(&facts.hash(), group.entries().map(|entry| &entry.event)).expect("it is recorded");
+            new.push(NewRow { transaction_id, facts: &**facts, shown: shown(&fold) });
+        }
+    }
+    if new.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let inserted = rows::insert(session, &new).await?;
+    let mut inexact = Vec::new();
+    for row in &inserted {
+        let group = &groups[row.transaction_id.as_str()];
+        let amount = group.facts().expect("it was inserted from them").amount;
+        if Money::parse(&row.amount) != Ok(amount) {
+            let reason = format!(
+                "the column would make {} of the amount {amount}; `tradepost central migrate` widens it",
+                row.amount
+            );
+            group.refuse(INEXACT_AMOUNT, &reason, &mut inexact);
+        }
+    }
+    if inexact.is_empty() {
+        Ok(inserted.into_iter().map(|row| row.transaction_id).collect())
+    } else {
+        Err(Undo::Without(inexact))
+    }
+}
+
+/// What joins a row that was there before.
+struct Joined {
+    transaction_id: TransactionId,
+    /// Events that were not there.
+    new: Vec<LedgerEntry>,
+    /// What the row has to show, if it does not.
+    shown: Option<Shown>,
+}
+
+/// Locks the rows that were there and reads their events, both after whoever held them let go, and adds what is offered.
+async fn join(
+    session: &Session,
+    groups: &BTreeMap<&str, Group<'_>>,
+    there: &[&str],
+    now: Timestamp,
+    merged: &mut Merged,
+) -> Result<Vec<Joined>, Undo> {
+    if there.is_empty() {
+        return Ok(Vec::new());
+    }
+    let locked = rows::lock(session, there).await?;
+    let mut held: HashMap<String, Result<Vec<LedgerEntry>, String>> = HashMap::new();
+    for event in rows::events_of(session, there).await? {
+        match event {
+            Ok(event) => {
+                let list = held.entry(event.entry.event.transaction_id.to_string()).or_insert_with(|| Ok(Vec::new()));
+                if let Ok(list) = list {
+                    list.push(event.entry);
+                }
+            }
+            Err(unreadable) => {
+                let reason = unreadable.to_string();
+                held.insert(unreadable.transaction_id, Err(reason));
+            }
+        }
+    }
+    let found: HashSet<&str> = locked.iter().map(|row| row.transaction_id.as_str()).collect();
+    if there.iter().any(|id| !found.contains(id) && !groups[id].offers.is_empty()) {
+        return Err(Trouble::new(Kind::Contention, "a row of marketplace_transactions was deleted meanwhile").into());
+    }
+    let mut joined = Vec::new();
+    for row in &locked {
+        let id = row.transaction_id.as_str();
+        let group = &groups[id];
+        let held = held.remove(id).unwrap_or_else(|| Ok(Vec::new()));
+        match held.and_then(|held| join_one(row, group, held, now, merged)) {
+            Ok(one) => joined.push(one),
+            Err(reason) => {
+                let reason = format!("PostgreSQL holds the transaction in a form that cannot be joined: {reason}");
+                group.refuse(UNREADABLE, &reason, &mut merged.refused);
+                if group.offers.is_empty() {
+                    tracing::warn!(transaction_id = id, reason, "a row in PostgreSQL is not adopted");
+                }
+            }
+        }
+    }
+    Ok(joined)
+}
+
+fn join_one(
+    row: &CentralRow,
+    group: &Group<'_>,
+    held: Vec<LedgerEntry>,
+    now: Timestamp,
+    merged: &mut Merged,
+) -> Result<Joined, String> {
+    let mut new = adopt(row, &held, group.facts(), now)?;
+    merged.adopted += new.len();
+    let facts = held
+        .iter()
+        .chain(&new)
+        .find(|entry| matches!(entry.event.body, EventBody::Recorded(_)))
+        .map(|entry| entry.event.facts)
+        .expect("it is held, or was just adopted");
+    let known: HashSet<_> = held.iter().map(|entry| entry.event.event_id).collect();
+    let (fit, strange): (Vec<&Offer>, Vec<&Offer>) =
+        group.offers.iter().copied().partition(|offer| offer.entry.event.facts == facts);
+    if !strange.is_empty() {
+        let central = held.iter().chain(&new).cloned().collect();
+        conflict(&row.transaction_id, facts, &strange, central, merged);
+    }
+    new.extend(
+        fit.into_iter().map(|offer| &offer.entry).filter(|entry| !known.contains(&entry.event.event_id)).cloned(),
+    );
+    let fold = fold(&facts, held.iter().chain(&new).map(|entry| &entry.event)).expect("it is recorded");
+    let should = shown(&fold);
+    let is = should.status == row.status && should.created_at == row.created_at && should.evidence == row.evidence();
+    Ok(Joined { transaction_id: row.transaction_id.clone(), new, shown: (!is).then_some(should) })
+}
+
+fn conflict(
+    transaction_id: &TransactionId,
+    facts: FactsHash,
+    strange: &[&Offer],
+    central: Vec<LedgerEntry>,
+    merged: &mut Merged,
+) {
+    let reason = "PostgreSQL holds other facts under this transaction id, and they stay";
+    merged.refused.extend(strange.iter().map(|offer| refusal(offer, TRANSACTION_ID_CONFLICT, reason)));
+    merged.conflicts.push(Conflict { transaction_id: transaction_id.clone(), facts, central });
+}
+
+fn shown(fold: &Fold) -> Shown {
+    Shown { created_at: fold.created_at, status: fold.status.as_str(), evidence: fold.evidence.clone() }
+}

@@ -1,0 +1,21 @@
+//! The ledger in PostgreSQL: what this node wrote goes there, what concerns its agents comes back.
+//!
+//! Deliberately absent: anything that a transaction-mode pooler could not carry.
+
+pub mod adopt;
+pub mod config;
+mod drain;
+pub mod errors;
+pub mod fence;
+mod follow;
+pub mod merge;
+pub mod payload;
+mod place;
+pub mod pull;
+pub mod push;
+pub mod rows;
+pub mod schema;
+pub mod session;
+pub mod worker;
+
+pub use worker::Postgres;

@@ -1,0 +1,287 @@
+//! How a ledger event looks in PostgreSQL: columns for what SQL asks for, one JSON document for the rest.
+//!
+//! | kind | `payload` |
+//! | --- | --- |
+//! | `recorded` | `payer_agent`, `provider_agent`, `capability`, `amount`, `currency`, `context` |
+//! | `settled` | |
+//! | `cancelled` | `reason`? |
+//! | `disputed` | `reason`?, `evidence` |
+//! | `evidence_added` | `evidence` |
+//! | `resolved` | `outcome`, `note`?, `decisions` |
+//!
+//! `amount` and `context` are strings: JSONB would change the digits of the one, the digits and the order of keys of the
+//! other, and with them the hash of the facts. Members that this version does not know are ignored.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use crate::domain::{
+    AgentId, Capability, Currency, Event, EventBody, EventId, Facts, JsonObject, LedgerEntry, Money, NodeId,
+    ResolutionOutcome, Timestamp, TransactionId,
+};
+
+/// The columns that [`read`] takes, in its order.
+pub const COLUMNS: &str = "event_id, transaction_id, payer_agent, provider_agent, recorded_by, facts, kind, round, \
+                           payload::text, occurred_at, node_id, node_seq, hash, xid::text, id";
+
+/// An event that this version cannot read.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("the event {event_id} cannot be read: {reason}")]
+pub struct Unreadable {
+    /// Which event.
+    pub event_id: Uuid,
+    /// Of which transaction.
+    pub transaction_id: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// An event as a row of `marketplace_transaction_events`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CentralEvent {
+    /// The event and where it belongs.
+    pub entry: LedgerEntry,
+    /// The transaction of PostgreSQL that wrote it.
+    pub xid: u64,
+    /// Its place among all.
+    pub id: i64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Recorded {
+    payer_agent: String,
+    provider_agent: String,
+    capability: String,
+    amount: String,
+    currency: String,
+    context: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Reason {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Dispute {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(default)]
+    evidence: Vec<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Evidence {
+    evidence: Vec<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Resolution {
+    outcome: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
+    decisions: Vec<Uuid>,
+}
+
+/// The payload of an event.
+pub fn encode(body: &EventBody) -> String {
+    let text = match body {
+        EventBody::Recorded(facts) => serde_json::to_string(&Recorded {
+            payer_agent: facts.payer_agent.to_string(),
+            provider_agent: facts.provider_agent.to_string(),
+            capability: facts.capability.to_string(),
+            amount: facts.amount.to_string(),
+            currency: facts.currency.to_string(),
+            context: facts.context.to_string(),
+        }),
+        EventBody::Settled => Ok("{}".to_owned()),
+        EventBody::Cancelled { reason } => serde_json::to_string(&Reason { reason: reason.clone() }),
+        EventBody::Disputed { reason, evidence } => {
+            serde_json::to_string(&Dispute { reason: reason.clone(), evidence: evidence.clone() })
+        }
+        EventBody::EvidenceAdded { evidence } => serde_json::to_string(&Evidence { evidence: evidence.clone() }),
+        EventBody::Resolved { outcome, note, decisions } => serde_json::to_string(&Resolution {
+            outcome: outcome.as_str().to_owned(),
+            note: note.clone(),
+            decisions: decisions.iter().map(|id| Uuid::from_bytes(*id.as_bytes())).collect(),
+        }),
+    };
+    text.expect("strings and lists of them are JSON")
+}
+
+/// Reads the payload of an event of a kind.
+///
+/// # Errors
+///
+/// In words, when the kind is not known or the payload is not one of its kind.
+pub fn decode(kind: &str, payload: &str) -> Result<EventBody, String> {
+    fn parse<'a, T: Deserialize<'a>>(payload: &'a str) -> Result<T, String> {
+        serde_json::from_str(payload).map_err(|error| error.to_string())
+    }
+    Ok(match kind {
+        "recorded" => EventBody::Recorded(Arc::new(facts(parse(payload)?)?)),
+        "settled" => EventBody::Settled,
+        "cancelled" => EventBody::Cancelled { reason: parse::<Reason>(payload)?.reason },
+        "disputed" => {
+            let Dispute { reason, evidence } = parse(payload)?;
+            EventBody::Disputed { reason, evidence }
+        }
+        "evidence_added" => EventBody::EvidenceAdded { evidence: parse::<Evidence>(payload)?.evidence },
+        "resolved" => {
+            let Resolution { outcome, note, decisions } = parse(payload)?;
+            EventBody::Resolved {
+                outcome: ResolutionOutcome::parse(&outcome).map_err(|error| error.to_string())?,
+                note,
+                decisions: decisions.into_iter().map(|id| EventId::from_bytes(id.into_bytes())).collect(),
+            }
+        }
+        _ => return Err(format!("this version knows no events of the kind {kind:?}")),
+    })
+}
+
+fn facts(recorded: Recorded) -> Result<Facts, String> {
+    Ok(Facts {
+        payer_agent: AgentId::from_stored(&recorded.payer_agent),
+        provider_agent: AgentId::from_stored(&recorded.provider_agent),
+        capability: Capability::from_stored(&recorded.capability),
+        amount: Money::parse(&recorded.amount).map_err(|error| format!("amount: {error}"))?,
+        currency: Currency::from_stored(&recorded.currency),
+        context: JsonObject::parse(&recorded.context).map_err(|error| format!("context: {error}"))?,
+    })
+}
+
+/// Reads a row of [`COLUMNS`].
+///
+/// # Errors
+///
+/// When the event is of a later version, or somebody changed it.
+pub fn read(row: &Row) -> Result<CentralEvent, Unreadable> {
+    let (event_id, transaction_id): (Uuid, String) = (row.get(0), row.get(1));
+    let entry = read_entry(row, event_id, &transaction_id);
+    let xid: String = row.get(13);
+    match (entry, xid.parse()) {
+        (Ok(entry), Ok(xid)) => Ok(CentralEvent { entry, xid, id: row.get(14) }),
+        (Err(reason), _) => Err(Unreadable { event_id, transaction_id, reason }),
+        (Ok(_), Err(_)) => Err(Unreadable { event_id, transaction_id, reason: format!("xid {xid:?}") }),
+    }
+}
+
+fn read_entry(row: &Row, event_id: Uuid, transaction_id: &str) -> Result<LedgerEntry, String> {
+    let kind: &str = row.get(6);
+    let body = decode(kind, row.get(8))?;
+    let column: Option<&[u8]> = row.get(5);
+    let facts = <[u8; 32]>::try_from(column.unwrap_or_default()).map_err(|_| "facts is no hash".to_owned())?;
+    if let EventBody::Recorded(recorded) = &body
+        && recorded.hash() != facts
+    {
+        return Err("facts is not the hash of its payload".to_owned());
+    }
+    let hash: &[u8] = row.get(12);
+    let node = |column: usize| NodeId::from_bytes(row.get::<_, Uuid>(column).into_bytes());
+    Ok(LedgerEntry {
+        event: Event {
+            event_id: EventId::from_bytes(event_id.into_bytes()),
+            transaction_id: TransactionId::from_stored(transaction_id),
+            facts,
+            round: u32::try_from(row.get::<_, i32>(7)).map_err(|_| "round is negative".to_owned())?,
+            node_id: node(10),
+            at: from_system_time(row.get(9)),
+            body,
+        },
+        payer_agent: AgentId::from_stored(row.get(2)),
+        provider_agent: AgentId::from_stored(row.get(3)),
+        recorded_by: node(4),
+        node_seq: u64::try_from(row.get::<_, i64>(11)).map_err(|_| "node_seq is negative".to_owned())?,
+        hash: if hash.is_empty() { None } else { Some(hash.try_into().map_err(|_| "hash is no hash".to_owned())?) },
+    })
+}
+
+/// A time as the client library takes it; exact.
+pub fn to_system_time(time: Timestamp) -> SystemTime {
+    let since = Duration::from_micros(time.as_micros().unsigned_abs());
+    if time.as_micros() < 0 { UNIX_EPOCH - since } else { UNIX_EPOCH + since }
+}
+
+/// A time as the client library gives it; PostgreSQL's `infinity` becomes the latest time that we write.
+pub fn from_system_time(time: SystemTime) -> Timestamp {
+    let micros = |duration: Duration| i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
+    Timestamp::from_micros(match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => micros(after),
+        Err(before) => -micros(before.duration()),
+    })
+}
+
+/// A node's or an event's id as the client library takes it.
+pub fn uuid(bytes: &[u8; 16]) -> Uuid {
+    Uuid::from_bytes(*bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn some_facts() -> Facts {
+        Facts {
+            payer_agent: AgentId::from_stored("genesis"),
+            provider_agent: AgentId::from_stored("thon"),
+            capability: Capability::from_stored("python"),
+            amount: Money::parse("18.5").unwrap(),
+            currency: Currency::default(),
+            context: JsonObject::parse(r#"{"z":1.10,"a":1e2}"#).unwrap(),
+        }
+    }
+
+    #[test]
+    fn every_kind_reads_back_as_it_was_written() {
+        let id = EventId::from_bytes([7; 16]);
+        for (body, written) in [
+            (
+                EventBody::Recorded(Arc::new(some_facts())),
+                r#"{"payer_agent":"genesis","provider_agent":"thon","capability":"python","amount":"18.5","currency":"USD","context":"{\"a\":1e2,\"z\":1.10}"}"#,
+            ),
+            (EventBody::Settled, "{}"),
+            (EventBody::Cancelled { reason: None }, "{}"),
+            (EventBody::Cancelled { reason: Some("late".into()) }, r#"{"reason":"late"}"#),
+            (
+                EventBody::Disputed { reason: Some("half".into()), evidence: vec!["a\"b".into()] },
+                r#"{"reason":"half","evidence":["a\"b"]}"#,
+            ),
+            (EventBody::EvidenceAdded { evidence: vec!["x".into()] }, r#"{"evidence":["x"]}"#),
+            (
+                EventBody::Resolved { outcome: ResolutionOutcome::Cancelled, note: None, decisions: vec![id] },
+                r#"{"outcome":"cancelled","decisions":["07070707-0707-0707-0707-070707070707"]}"#,
+            ),
+        ] {
+            assert_eq!(encode(&body), written);
+            assert_eq!(decode(body.kind().as_str(), written), Ok(body));
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused_and_what_is_more_is_ignored() {
+        assert_eq!(decode("settled", r#"{"by":"x"}"#), Ok(EventBody::Settled));
+        assert_eq!(decode("cancelled", r#"{"later":1}"#), Ok(EventBody::Cancelled { reason: None }));
+        for (kind, payload) in [
+            ("refunded", "{}"),
+            ("recorded", "{}"),
+            ("evidence_added", "{}"),
+            ("resolved", r#"{"outcome":"maybe","decisions":[]}"#),
+        ] {
+            assert!(decode(kind, payload).is_err(), "{kind} {payload}");
+        }
+    }
+
+    #[test]
+    fn times_are_exact_at_both_ends_of_the_calendar() {
+        for micros in [-62_167_219_200_000_000, -1, 0, 1_795_391_431_767_109, 253_402_207_200_000_000] {
+            let time = Timestamp::from_micros(micros);
+            assert_eq!(from_system_time(to_system_time(time)), time, "{micros}");
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! What others wrote, read without a gap and without reading anything twice.
+//!
+//! The cursor is the snapshot of the last complete read: which transactions had ended by then. The next read takes what
+//! they could not show: everything of a later transaction, and of those that were under way. A sequence or a time as
+//! cursor would skip what a slow transaction commits late. All pages of a read see one snapshot, which becomes the next
+//! cursor.
+//!
+//! A cursor means something in one history of one PostgreSQL only. Whether it still is the same is looked at before each
+//! read: the cluster's identifier, its timeline, its transaction numbers, and a *canary*, the newest row that was seen.
+
+use std::pin::Pin;
+
+use futures_util::TryStreamExt;
+use tokio_postgres::types::Type;
+use tokio_postgres::{Row, RowStream};
+use uuid::Uuid;
+
+use super::errors::{Kind, Trouble};
+use super::payload::{self, CentralEvent, Unreadable, uuid};
+use super::session::{Session, within};
+use crate::domain::{AgentId, Canary, LogPosition, NodeId, PostgresState};
+
+/// The most events of one page.
+const PAGE_EVENTS: usize = 1_000;
+/// The most bytes of one page.
+const PAGE_BYTES: usize = 8 * 1024 * 1024;
+
+/// Which transactions had ended at some time: PostgreSQL's `pg_snapshot`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Horizon {
+    xmin: u64,
+    xmax: u64,
+    open: Vec<u64>,
+}
+
+impl Horizon {
+    /// Before everything.
+    pub fn beginning() -> Self {
+        Self { xmin: 0, xmax: 0, open: Vec::new() }
+    }
+
+    /// Reads `xmin:xmax:open,open,…`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split(':');
+        let (xmin, xmax, open) = (parts.next()?, parts.next()?, parts.next()?);
+        let open = open.split(',').filter(|xid| !xid.is_empty()).map(|xid| xid.parse().ok()).collect::<Option<_>>()?;
+        Some(Self { xmin: xmin.parse().ok()?, xmax: xmax.parse().ok()?, open })
+    }
+}
+
+/// What one look at PostgreSQL shows: where we stand there, and whether it is the one that we knew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Glance {
+    /// The snapshot of the transaction that looks.
+    pub snapshot: String,
+    /// Which history of which cluster it is.
+    pub history: String,
+    /// Which transaction wrote the canary; `None` if it is not there.
+    pub canary_xid: Option<u64>,
+    /// Our own row.
+    pub fence: Option<LogPosition>,
+}
+
+/// Whether this role may ask for the cluster's identifier. Without it, its history is told by the rest.
+///
+/// # Errors
+///
+/// See [`Trouble`]; so for every statement here.
+pub async fn may_identify(session: &Session) -> Result<bool, Trouble> {
+    let sql = "SELECT has_function_privilege('pg_control_system()', 'EXECUTE')";
+    Ok(session.query_one(sql, &[]).await?.get(0))
+}
+
+/// Looks, within a transaction.
+///
+/// # Errors
+///
+/// [`Kind::Lost`] for a server that only follows another; it takes nothing.
+pub async fn glance(
+    session: &Session,
+    node_id: NodeId,
+    canary: Option<Canary>,
+    may_identify: bool,
+) -> Result<Glance, Trouble> {
+    let cluster = if may_identify { "(SELECT system_identifier::text FROM pg_control_system())" } else { "''" };
+    let sql = format!(
+        "SELECT pg_current_snapshot()::text, pg_is_in_recovery(), {cluster},
+                CASE WHEN pg_is_in_recovery() THEN '' ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END,
+                (SELECT xid::text FROM marketplace_transaction_events WHERE event_id = $1),
+                n.last_seq, n.head_hash
+           FROM (SELECT) one LEFT JOIN marketplace_nodes n ON n.node_id = $2"
+    );
+    let canary: Option<Uuid> = canary.map(|canary| uuid(canary.event_id.as_bytes()));
+    let row = session.query_one(&sql, &[(&canary, Type::UUID), (&uuid(node_id.as_bytes()), Type::UUID)]).await?;
+    if row.get(1) {
+        return Err(Trouble::new(Kind::Lost, "this server is a standby, which takes no writes"));
+    }
+    let (cluster, timeline): (&str, &str) = (row.get(2), row.get(3));
+    Ok(Glance {
+        snapshot: row.get(0),
+        history: format!("{cluster}/{timeline}"),
+        canary_xid: row.get::<_, Option<&str>>(4).and_then(|xid| xid.parse().ok()),
+        fence: super::fence::position(&row, 5),
+    })
+}
+
+/// Why the cursor of `state` means nothing any more, if it does not.
+pub fn break_in_history(state: &PostgresState, glance: &Glance) -> Option<&'static str> {
+    let Some(cursor) = &state.snapshot else { return None };
+    if state.system_identifier.as_deref() != Some(&glance.history) {
+        return Some("it is another cluster, or one that took another turn");
+    }
+    if let Some(canary) = state.canary {
+        match glance.canary_xid {
+            None => return Some("an event that was there is gone"),
+            Some(xid) if xid != canary.xid => return Some("an event that was there was written anew"),
+            Some(_) => {}
+        }
+    }
+    match (Horizon::parse(cursor), Horizon::parse(&glance.snapshot)) {
+        (Some(then), Some(now)) if now.xmax >= then.xmax => None,
+        _ => Some("its transaction numbers went back"),
+    }
+}
+
+/// Whose events are read, and since when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interest<'a> {
+    /// As payer or provider.
+    pub agents: &'a [AgentId],
+    /// As the node that recorded the transaction.
+    pub recorded_by: &'a [NodeId],
+    /// The node whose own events are not read: they came from here.
+    pub except: NodeId,
+    /// What has been read already.
+    pub since: &'a Horizon,
+}
+
+/// A read, page by page, within the transaction whose snapshot it sees.
+pub struct Reading<'a> {
+    session: &'a Session,
+    stream: Option<Pin<Box<RowStream>>>,
+    fetched: usize,
+    ended: bool,
+}
+
+impl<'a> Reading<'a> {
+    /// Begins to read, in the order of transactions.
+    ///
+    /// # Errors
+    ///
+    /// See [`Trouble`].
+    pub async fn begin(session: &'a Session, interest: &Interest<'_>) -> Result<Self, Trouble> {
+        let agents: Vec<&str> = interest.agents.iter().map(AgentId::as_str).collect();
+        let nodes: Vec<Uuid> = interest.recorded_by.iter().map(|id| uuid(id.as_bytes())).collect();
+        let open: Vec<String> = interest.since.open.iter().map(ToString::to_string).collect();
+        // `xid >= xmin` says nothing new, but is what an index can begin at.
+        let sql = format!(
+            "DECLARE reading NO SCROLL CURSOR FOR SELECT {} FROM marketplace_transaction_events
+              WHERE (payer_agent = ANY($1) OR provider_agent = ANY($1) OR recorded_by = ANY($2)) AND node_id <> $3
+                AND xid >= $4::text::xid8 AND (xid >= $5::text::xid8 OR xid = ANY($6::text[]::xid8[]))
+              ORDER BY xid, id",
+            payload::COLUMNS
+        );
+        session
+            .execute(
+                &sql,
+                &[
+                    (&agents, Type::TEXT_ARRAY),
+                    (&nodes, Type::UUID_ARRAY),
+                    (&uuid(interest.except.as_bytes()), Type::UUID),
+                    (&interest.since.xmin.to_string(), Type::TEXT),
+                    (&interest.since.xmax.to_string(), Type::TEXT),
+                    (&open, Type::TEXT_ARRAY),
+                ],
+            )
+            .await?;
+        Ok(Self { session, stream: None, fetched: 0, ended: false })
+    }
+
+    /// The next page; `None` behind the last.
+    ///
+    /// # Errors
+    ///
+    /// See [`Trouble`].
+    pub async fn page(&mut self) -> Result<Option<Vec<Result<CentralEvent, Unreadable>>>, Trouble> {
+        let (mut page, mut bytes) = (Vec::new(), 0);
+        while !self.ended && page.len() < PAGE_EVENTS && bytes < PAGE_BYTES {
+            match self.row().await? {
+                Some(row) => {
+                    bytes += row.get::<_, &str>(8).len() + 256;
+                    page.push(payload::read(&row));
+                }
+                None if page.is_empty() => {}
+                None => break,
+            }
+        }
+        if page.is_empty() { Ok(None) } else { Ok(Some(page)) }
+    }
+
+    /// Makes room for another read in the same transaction.
+    ///
+    /// # Errors
+    ///
+    /// See [`Trouble`].
+    pub async fn end(self) -> Result<(), Trouble> {
+        drop(self.stream);
+        self.session.batch("CLOSE reading").await
+    }
+
+    /// The next row; `None` between two portions and at the end.
+    async fn row(&mut self) -> Result<Option<Row>, Trouble> {
+        let stream = match &mut self.stream {
+            Some(stream) => stream,
+            None => {
+                let sql = format!("FETCH FORWARD {PAGE_EVENTS} FROM reading");
+                self.fetched = 0;
+                self.stream.insert(Box::pin(self.session.stream(&sql, &[]).await?))
+            }
+        };
+        match within(self.session.deadline(), stream.try_next()).await? {
+            Some(row) => {
+                self.fetched += 1;
+                Ok(Some(row))
+            }
+            None => {
+                self.ended = self.fetched < PAGE_EVENTS;
+                self.stream = None;
+                Ok(None)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::EventId;
+
+    #[test]
+    fn horizons_are_read_as_postgresql_writes_them() {
+        assert_eq!(Horizon::parse("10:10:"), Some(Horizon { xmin: 10, xmax: 10, open: vec![] }));
+        assert_eq!(Horizon::parse("10:20:10,14"), Some(Horizon { xmin: 10, xmax: 20, open: vec![10, 14] }));
+        for bad in ["", "10", "10:20", "a:20:", "10:20:x"] {
+            assert_eq!(Horizon::parse(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_cursor_is_good_in_one_history_only() {
+        let canary = Canary { event_id: EventId::from_bytes([1; 16]), xid: 700 };
+        let state = PostgresState {
+            system_identifier: Some("7/1".to_owned()),
+            snapshot: Some("700:710:".to_owned()),
+            canary: Some(canary),
+            ..PostgresState::default()
+        };
+        let glance =
+            Glance { snapshot: "710:712:".to_owned(), history: "7/1".to_owned(), canary_xid: Some(700), fence: None };
+        assert_eq!(break_in_history(&state, &glance), None);
+        for (what, changed) in [
+            ("another cluster", Glance { history: "8/1".to_owned(), ..glance.clone() }),
+            ("promoted", Glance { history: "7/2".to_owned(), ..glance.clone() }),
+            ("emptied", Glance { canary_xid: None, ..glance.clone() }),
+            ("restored from a dump", Glance { canary_xid: Some(5), ..glance.clone() }),
+            ("rewound", Glance { snapshot: "705:709:".to_owned(), ..glance.clone() }),
+        ] {
+            assert!(break_in_history(&state, &changed).is_some(), "{what}");
+        }
+        let first = PostgresState::default();
+        assert_eq!(break_in_history(&first, &glance), None, "nothing was read yet");
+    }
+}

@@ -1,0 +1,285 @@
+//! One batch of events to PostgreSQL, in one transaction with the fence.
+//!
+//! What the batch holds is merged as a whole. If an entry is refused for its own content, the batch is taken apart in
+//! ever smaller pieces, each behind a savepoint, until the culprits stand alone; the rest goes through. The transaction
+//! is left open: what was refused must be set aside in the local file *before* it is committed, or a crash between the
+//! two would lose it.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use super::errors::{Kind, Trouble};
+use super::fence;
+use super::merge::{Conflict, Merged, Offer, Recall, Refused, Undo, merge};
+use super::rows;
+use super::session::{Access, Limits, Session};
+use crate::domain::{LogPosition, NodeId, ParkedKey, Timestamp};
+
+/// The most events of one batch.
+pub const MAX_EVENTS: usize = 5_000;
+/// The most bytes of one batch.
+pub const MAX_BYTES: usize = 8 * 1024 * 1024;
+/// The sizes of the pieces into which a refused batch is taken apart, one after the other.
+const PIECES: [usize; 3] = [64, 8, 1];
+/// Among how many entries in a row one and the same refusal of more than half means that not they are at fault.
+const WINDOW: usize = 200;
+
+/// A batch.
+pub struct Push<'a> {
+    /// Whose log it is.
+    pub node_id: NodeId,
+    /// Where the fence stands.
+    pub from: LogPosition,
+    /// Where it will stand; the same where the batch holds nothing new of the log.
+    pub to: LogPosition,
+    /// The events, in their order.
+    pub offers: &'a [Offer],
+    /// Finds the `recorded` of a transaction that has no row.
+    pub recall: &'a Recall<'a>,
+    /// The time, for what is adopted.
+    pub now: Timestamp,
+    /// Whether to take it apart at once, as the last one had to be.
+    pub in_pieces: bool,
+}
+
+/// What came of a batch whose transaction waits for its commit.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Pushed {
+    /// The id of the transaction.
+    pub xid: u64,
+    /// What PostgreSQL does not take.
+    pub refused: Vec<Refused>,
+    /// Ids that other facts have there.
+    pub conflicts: Vec<Conflict>,
+    /// How many events were made for what older clients did.
+    pub adopted: usize,
+    /// Whether it had to be taken apart.
+    pub in_pieces: bool,
+}
+
+/// How the last entries fared, to tell bad entries from a table that takes none.
+#[derive(Debug, Default)]
+pub struct Window(VecDeque<Option<Cause>>);
+
+type Cause = (String, Option<String>);
+
+impl Window {
+    /// Takes in what came of a piece.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Misconfigured`] when one cause refuses more than half of the last entries.
+    fn saw(&mut self, taken: usize, refused: &[Refused]) -> Result<(), Trouble> {
+        self.0.extend(std::iter::repeat_n(None, taken.min(WINDOW)));
+        self.0.extend(refused.iter().map(|refused| Some((refused.code.clone(), refused.constraint.clone()))));
+        while self.0.len() > WINDOW {
+            self.0.pop_front();
+        }
+        if self.0.len() < WINDOW {
+            return Ok(());
+        }
+        let mut counts: HashMap<&Cause, usize> = HashMap::new();
+        for cause in self.0.iter().flatten() {
+            *counts.entry(cause).or_default() += 1;
+        }
+        let Some((cause, count)) = counts.into_iter().max_by_key(|(_, count)| *count) else { return Ok(()) };
+        if count * 2 <= WINDOW || !is_sqlstate(&cause.0) {
+            return Ok(());
+        }
+        let of = cause.1.as_ref().map(|constraint| format!(" of {constraint}")).unwrap_or_default();
+        let words = format!(
+            "PostgreSQL refused {count} of the last {WINDOW} entries with SQLSTATE {}{of}; it seems to be the table, not \
+             the entries, that has to change",
+            cause.0
+        );
+        let (code, constraint) = (Some(cause.0.clone()), cause.1.clone());
+        self.0.clear();
+        Err(Trouble { kind: Kind::Misconfigured, code, constraint, culprit: None, words })
+    }
+}
+
+/// Names of our own say what is wrong with an entry; only PostgreSQL can refuse all for a reason of its own.
+fn is_sqlstate(code: &str) -> bool {
+    code.len() == 5 && code.bytes().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase())
+}
+
+impl Push<'_> {
+    /// Does everything but the commit. After an error nothing is left of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::FenceMoved`] when the fence is not where the batch begins; else see [`Trouble`].
+    pub async fn run(&self, session: &mut Session, window: &mut Window) -> Result<Pushed, Trouble> {
+        session.begin(Access::ReadWrite, Limits::default()).await?;
+        match self.work(session, window).await {
+            Ok(pushed) => Ok(pushed),
+            Err(trouble) => {
+                if trouble.kind != Kind::Lost {
+                    session.rollback().await?;
+                }
+                Err(trouble)
+            }
+        }
+    }
+
+    async fn work(&self, session: &Session, window: &mut Window) -> Result<Pushed, Trouble> {
+        let xid = fence::advance(session, self.node_id, self.from, self.to).await?;
+        let mut pushed = Pushed { xid, ..Pushed::default() };
+        let offers: Vec<&Offer> = self.offers.iter().collect();
+        let mut pieces: VecDeque<(Vec<&Offer>, usize)> = VecDeque::new();
+        if self.in_pieces && offers.len() > PIECES[0] {
+            split(&offers, 0, &mut pieces);
+        } else {
+            pieces.push_back((offers, 0));
+        }
+        let mut savepoint = Savepoint::None;
+        while let Some((piece, next)) = pieces.pop_front() {
+            if piece.is_empty() {
+                continue;
+            }
+            // After a rollback to it the savepoint is still there.
+            match savepoint {
+                Savepoint::None => session.batch("SAVEPOINT piece").await?,
+                Savepoint::Used => session.batch("RELEASE SAVEPOINT piece; SAVEPOINT piece").await?,
+                Savepoint::Fresh => {}
+            }
+            let undo = match merge(session, &piece, &[], self.recall, self.now).await {
+                Ok(merged) => {
+                    savepoint = Savepoint::Used;
+                    window.saw(piece.len() - merged.refused.len(), &merged.refused)?;
+                    pushed.add(merged);
+                    continue;
+                }
+                Err(undo) => undo,
+            };
+            if let Undo::Trouble(trouble) = &undo
+                && trouble.kind != Kind::Entry
+            {
+                return Err(trouble.clone());
+            }
+            session.batch("ROLLBACK TO SAVEPOINT piece").await?;
+            savepoint = Savepoint::Fresh;
+            match undo {
+                Undo::Trouble(trouble) => {
+                    pushed.in_pieces = true;
+                    if let [culprit] = piece.as_slice() {
+                        let refused = refused_by(&trouble, culprit);
+                        window.saw(0, std::slice::from_ref(&refused))?;
+                        pushed.refused.push(refused);
+                    } else if piece.len() > PIECES[0] || !single_out(&piece, next, &trouble, &mut pieces) {
+                        split(&piece, next, &mut pieces);
+                    }
+                }
+                Undo::Without(culprits) => {
+                    let keys: HashSet<&ParkedKey> = culprits.iter().map(|culprit| &culprit.key).collect();
+                    let rest = piece.into_iter().filter(|offer| !keys.contains(&offer.key)).collect();
+                    pieces.push_front((rest, next));
+                    pushed.refused.extend(culprits);
+                }
+            }
+        }
+        Ok(pushed)
+    }
+}
+
+impl Pushed {
+    fn add(&mut self, merged: Merged) {
+        self.refused.extend(merged.refused);
+        self.conflicts.extend(merged.conflicts);
+        self.adopted += merged.adopted;
+    }
+}
+
+/// Where the savepoint of the current piece stands.
+enum Savepoint {
+    None,
+    Fresh,
+    Used,
+}
+
+/// Puts what PostgreSQL names as the culprit before the rest, each a piece; whether it named one. Whether it is one shows
+/// when it stands alone.
+fn single_out<'a>(
+    whole: &[&'a Offer],
+    next: usize,
+    trouble: &Trouble,
+    pieces: &mut VecDeque<(Vec<&'a Offer>, usize)>,
+) -> bool {
+    let Some(id) = &trouble.culprit else { return false };
+    let is_culprit = |offer: &&&Offer| offer.entry.event.transaction_id.as_str() == id;
+    let (culprits, rest): (Vec<&Offer>, Vec<&Offer>) = whole.iter().partition(is_culprit);
+    if culprits.is_empty() || rest.is_empty() {
+        return false;
+    }
+    pieces.push_front((rest, next));
+    pieces.push_front((culprits, next));
+    true
+}
+
+/// Puts the pieces of `whole` first, in their order, each of the largest size that is smaller than it.
+fn split<'a>(whole: &[&'a Offer], mut next: usize, pieces: &mut VecDeque<(Vec<&'a Offer>, usize)>) {
+    while PIECES[next] >= whole.len() && next + 1 < PIECES.len() {
+        next += 1;
+    }
+    let size = PIECES[next];
+    for piece in whole.chunks(size).rev() {
+        pieces.push_front((piece.to_vec(), (next + 1).min(PIECES.len() - 1)));
+    }
+}
+
+fn refused_by(trouble: &Trouble, offer: &Offer) -> Refused {
+    Refused {
+        key: offer.key.clone(),
+        code: trouble.code.clone().unwrap_or_default(),
+        constraint: trouble.constraint.clone(),
+        reason: trouble.words.clone(),
+    }
+}
+
+/// Which offers wait for rows that somebody else keeps locked just now.
+///
+/// # Errors
+///
+/// See [`Trouble`].
+pub async fn waiting_for_locks(session: &mut Session, offers: &[Offer]) -> Result<Vec<ParkedKey>, Trouble> {
+    let mut ids: Vec<&str> = offers.iter().map(|offer| offer.entry.event.transaction_id.as_str()).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    session.begin(Access::ReadWrite, Limits::default()).await?;
+    let locked = rows::locked_by_others(session, &ids).await;
+    session.rollback().await?;
+    let locked: HashSet<String> = locked?.into_iter().collect();
+    let waits = |offer: &&Offer| locked.contains(offer.entry.event.transaction_id.as_str());
+    Ok(offers.iter().filter(waits).map(|offer| offer.key.clone()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(count: usize, code: &str) -> Vec<Refused> {
+        (0..count as u64)
+            .map(|seq| Refused {
+                key: ParkedKey::Seq(seq),
+                code: code.to_owned(),
+                constraint: Some("positive".to_owned()),
+                reason: String::new(),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn one_cause_for_more_than_half_of_200_entries_is_no_fault_of_theirs() {
+        let mut window = Window::default();
+        assert_eq!(window.saw(0, &refused(199, "23514")), Ok(()), "too few to tell");
+        let halted = window.saw(1, &[]).unwrap_err();
+        assert_eq!(halted.kind, Kind::Misconfigured);
+        assert!(halted.words.contains("23514 of positive"), "{halted}");
+        assert_eq!(window.saw(0, &refused(150, "23514")), Ok(()), "it begins anew");
+
+        let mut window = Window::default();
+        assert_eq!(window.saw(0, &refused(60, "23514")), Ok(()));
+        assert_eq!(window.saw(0, &refused(60, "22003")), Ok(()));
+        assert_eq!(window.saw(5_000, &refused(90, "23514")), Ok(()), "bad luck, not a bad table");
+        assert_eq!(Window::default().saw(0, &refused(300, "inexact_amount")), Ok(()));
+    }
+}

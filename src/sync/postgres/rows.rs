@@ -1,0 +1,219 @@
+//! The statements on transactions and their events, each for many rows at once.
+//!
+//! Rows are inserted and locked in the order of their ids' bytes, by everybody: whoever takes locks in another order can
+//! end in a deadlock. Amounts travel as text and become `numeric` there, so that no float is ever between them.
+
+use std::collections::HashSet;
+use std::time::SystemTime;
+
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use super::adopt::CentralRow;
+use super::errors::Trouble;
+use super::fence::as_bigint;
+use super::payload::{self, CentralEvent, Unreadable, encode, from_system_time, to_system_time, uuid};
+use super::session::Session;
+use crate::domain::{AgentId, Capability, Currency, Facts, LedgerEntry, Timestamp, TransactionId};
+
+/// A transaction that is to be made, and what its events amount to.
+pub struct NewRow<'a> {
+    /// Its id.
+    pub transaction_id: &'a TransactionId,
+    /// Its facts.
+    pub facts: &'a Facts,
+    /// See [`Shown`].
+    pub shown: Shown,
+}
+
+/// What of a transaction may change.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Shown {
+    /// When it was recorded first.
+    pub created_at: Timestamp,
+    /// Where it stands.
+    pub status: &'static str,
+    /// Its evidence.
+    pub evidence: Vec<String>,
+}
+
+/// A transaction that was made, and what its column made of its amount.
+pub struct Inserted {
+    /// Its id.
+    pub transaction_id: String,
+    /// The amount as it is there.
+    pub amount: String,
+}
+
+fn evidence_json(evidence: &[String]) -> String {
+    serde_json::to_string(evidence).expect("a list of strings is JSON")
+}
+
+/// Inserts the transactions that are not there. `rows` are sorted by id; those that were inserted are returned.
+///
+/// # Errors
+///
+/// See [`Trouble`]; so for every statement here.
+pub async fn insert(session: &Session, rows: &[NewRow<'_>]) -> Result<Vec<Inserted>, Trouble> {
+    debug_assert!(rows.is_sorted_by_key(|row| row.transaction_id.as_str().as_bytes()));
+    let column = |value: fn(&Facts) -> &str| rows.iter().map(|row| value(row.facts)).collect::<Vec<_>>();
+    let ids: Vec<_> = rows.iter().map(|row| row.transaction_id.as_str()).collect();
+    let created: Vec<SystemTime> = rows.iter().map(|row| to_system_time(row.shown.created_at)).collect();
+    let amounts: Vec<_> = rows.iter().map(|row| row.facts.amount.to_string()).collect();
+    let statuses: Vec<_> = rows.iter().map(|row| row.shown.status).collect();
+    let evidence: Vec<_> = rows.iter().map(|row| evidence_json(&row.shown.evidence)).collect();
+    let inserted = session
+        .query(
+            "INSERT INTO marketplace_transactions (transaction_id, created_at, payer_agent, provider_agent, capability,
+                                                   amount, currency, status, context, evidence)
+             SELECT id, created_at, payer, provider, capability, amount::numeric, currency, status, context::jsonb,
+                    evidence::jsonb
+               FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+                    AS n(id, created_at, payer, provider, capability, amount, currency, status, context, evidence)
+              ORDER BY id COLLATE \"C\"
+             ON CONFLICT (transaction_id) DO NOTHING
+             RETURNING transaction_id, amount::text",
+            &[
+                (&ids, Type::TEXT_ARRAY),
+                (&created, Type::TIMESTAMP_ARRAY),
+                (&column(|facts| facts.payer_agent.as_str()), Type::TEXT_ARRAY),
+                (&column(|facts| facts.provider_agent.as_str()), Type::TEXT_ARRAY),
+                (&column(|facts| facts.capability.as_str()), Type::TEXT_ARRAY),
+                (&amounts, Type::TEXT_ARRAY),
+                (&column(|facts| facts.currency.as_str()), Type::TEXT_ARRAY),
+                (&statuses, Type::TEXT_ARRAY),
+                (&column(|facts| facts.context.as_str()), Type::TEXT_ARRAY),
+                (&evidence, Type::TEXT_ARRAY),
+            ],
+        )
+        .await?;
+    let read = |row: &Row| Inserted { transaction_id: row.get(0), amount: row.get(1) };
+    Ok(inserted.iter().map(read).collect())
+}
+
+/// Locks the transactions that are there, in the order of their ids, and reads them.
+pub async fn lock(session: &Session, ids: &[&str]) -> Result<Vec<CentralRow>, Trouble> {
+    let rows = session
+        .query(
+            "SELECT transaction_id, created_at, payer_agent, provider_agent, capability, amount::text, currency, status,
+                    context::text, evidence::text
+               FROM marketplace_transactions WHERE transaction_id = ANY($1)
+              ORDER BY transaction_id COLLATE \"C\" FOR UPDATE",
+            &[(&ids, Type::TEXT_ARRAY)],
+        )
+        .await?;
+    let read = |row: &Row| CentralRow {
+        transaction_id: TransactionId::from_stored(row.get(0)),
+        created_at: from_system_time(row.get(1)),
+        payer_agent: AgentId::from_stored(row.get(2)),
+        provider_agent: AgentId::from_stored(row.get(3)),
+        capability: Capability::from_stored(row.get(4)),
+        amount: row.get(5),
+        currency: Currency::from_stored(row.get(6)),
+        status: row.get(7),
+        context: row.get(8),
+        evidence: row.get(9),
+    };
+    Ok(rows.iter().map(read).collect())
+}
+
+/// Which of the transactions are there.
+pub async fn present(session: &Session, ids: &[&str]) -> Result<Vec<String>, Trouble> {
+    let sql = "SELECT transaction_id FROM marketplace_transactions WHERE transaction_id = ANY($1)";
+    let rows = session.query(sql, &[(&ids, Type::TEXT_ARRAY)]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Which of the transactions somebody else keeps locked just now.
+pub async fn locked_by_others(session: &Session, ids: &[&str]) -> Result<Vec<String>, Trouble> {
+    let sql = "SELECT transaction_id FROM marketplace_transactions WHERE transaction_id = ANY($1)
+                  FOR UPDATE SKIP LOCKED";
+    let rows = session.query(sql, &[(&ids, Type::TEXT_ARRAY)]).await?;
+    let free: HashSet<&str> = rows.iter().map(|row| row.get(0)).collect();
+    let all = present(session, ids).await?;
+    Ok(all.into_iter().filter(|id| !free.contains(id.as_str())).collect())
+}
+
+/// Writes what may change of transactions that are locked.
+pub async fn update(session: &Session, rows: &[(&TransactionId, Shown)]) -> Result<(), Trouble> {
+    let ids: Vec<_> = rows.iter().map(|(id, _)| id.as_str()).collect();
+    let created: Vec<SystemTime> = rows.iter().map(|(_, shown)| to_system_time(shown.created_at)).collect();
+    let statuses: Vec<_> = rows.iter().map(|(_, shown)| shown.status).collect();
+    let evidence: Vec<_> = rows.iter().map(|(_, shown)| evidence_json(&shown.evidence)).collect();
+    session
+        .execute(
+            "UPDATE marketplace_transactions t
+                SET created_at = n.created_at, status = n.status, evidence = n.evidence::jsonb
+               FROM unnest($1, $2, $3, $4) AS n(id, created_at, status, evidence)
+              WHERE t.transaction_id = n.id",
+            &[
+                (&ids, Type::TEXT_ARRAY),
+                (&created, Type::TIMESTAMP_ARRAY),
+                (&statuses, Type::TEXT_ARRAY),
+                (&evidence, Type::TEXT_ARRAY),
+            ],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Reads all events of the transactions.
+pub async fn events_of(session: &Session, ids: &[&str]) -> Result<Vec<Result<CentralEvent, Unreadable>>, Trouble> {
+    let sql = format!(
+        "SELECT {} FROM marketplace_transaction_events WHERE transaction_id = ANY($1) ORDER BY xid, id",
+        payload::COLUMNS
+    );
+    let rows = session.query(&sql, &[(&ids, Type::TEXT_ARRAY)]).await?;
+    Ok(rows.iter().map(payload::read).collect())
+}
+
+/// Inserts the events that are not there; how many were not.
+pub async fn insert_events(session: &Session, entries: &[&LedgerEntry]) -> Result<u64, Trouble> {
+    if entries.is_empty() {
+        return Ok(0);
+    }
+    let uuids = |value: fn(&LedgerEntry) -> &[u8; 16]| entries.iter().map(|entry| uuid(value(entry))).collect();
+    let texts = |value: fn(&LedgerEntry) -> &str| entries.iter().map(|entry| value(entry)).collect();
+    let (ids, recorded_by): (Vec<Uuid>, Vec<Uuid>) =
+        (uuids(|entry| entry.event.event_id.as_bytes()), uuids(|entry| entry.recorded_by.as_bytes()));
+    let nodes: Vec<Uuid> = uuids(|entry| entry.event.node_id.as_bytes());
+    let transactions: Vec<&str> = texts(|entry| entry.event.transaction_id.as_str());
+    let (payers, providers): (Vec<&str>, Vec<&str>) =
+        (texts(|entry| entry.payer_agent.as_str()), texts(|entry| entry.provider_agent.as_str()));
+    let kinds: Vec<&str> = texts(|entry| entry.event.body.kind().as_str());
+    let facts: Vec<&[u8]> = entries.iter().map(|entry| entry.event.facts.as_slice()).collect();
+    let rounds: Vec<i32> = entries.iter().map(|entry| i32::try_from(entry.event.round).unwrap_or(i32::MAX)).collect();
+    let payloads: Vec<String> = entries.iter().map(|entry| encode(&entry.event.body)).collect();
+    let times: Vec<SystemTime> = entries.iter().map(|entry| to_system_time(entry.event.at)).collect();
+    let seqs: Vec<i64> = entries.iter().map(|entry| as_bigint(entry.node_seq)).collect();
+    let hashes: Vec<&[u8]> =
+        entries.iter().map(|entry| entry.hash.as_ref().map_or(&[][..], <[u8; 32]>::as_slice)).collect();
+    session
+        .execute(
+            "INSERT INTO marketplace_transaction_events (event_id, transaction_id, payer_agent, provider_agent,
+                    recorded_by, facts, kind, round, payload, occurred_at, node_id, node_seq, hash)
+             SELECT event_id, transaction_id, payer, provider, recorded_by, facts, kind, round, payload::jsonb, at, node,
+                    seq, hash
+               FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+                    AS n(event_id, transaction_id, payer, provider, recorded_by, facts, kind, round, payload, at, node,
+                         seq, hash)
+             ON CONFLICT (event_id) DO NOTHING",
+            &[
+                (&ids, Type::UUID_ARRAY),
+                (&transactions, Type::TEXT_ARRAY),
+                (&payers, Type::TEXT_ARRAY),
+                (&providers, Type::TEXT_ARRAY),
+                (&recorded_by, Type::UUID_ARRAY),
+                (&facts, Type::BYTEA_ARRAY),
+                (&kinds, Type::TEXT_ARRAY),
+                (&rounds, Type::INT4_ARRAY),
+                (&payloads, Type::TEXT_ARRAY),
+                (&times, Type::TIMESTAMPTZ_ARRAY),
+                (&nodes, Type::UUID_ARRAY),
+                (&seqs, Type::INT8_ARRAY),
+                (&hashes, Type::BYTEA_ARRAY),
+            ],
+        )
+        .await
+}

@@ -1,0 +1,273 @@
+//! The ledger's side of the driver: what a round with PostgreSQL is.
+//!
+//! A round looks where we stand if that is in doubt ([`place`](super::place)), pushes one batch
+//! ([`drain`](super::drain)), and reads what others wrote if it is time to ([`follow`](super::follow)). How often it reads
+//! follows the traffic: every second for a minute after events of our own or for us, then less and less often, and then
+//! the connection is closed in between.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::RngExt;
+use rand::rngs::StdRng;
+use secrecy::ExposeSecret;
+use tokio::time::Instant;
+
+use super::config::Target;
+use super::drain::Drain;
+use super::errors::{Kind, Trouble};
+use super::follow::Follow;
+use super::pull;
+use super::schema;
+use super::session::Session;
+use crate::clock::Clock;
+use crate::domain::{CopyNumber, LogPosition};
+use crate::engine::Engine;
+use crate::engine::replica::{CommitMark, Sink, SinkRequest};
+use crate::sync::CurrentUrl;
+use crate::sync::driver::{Backlog, Destination, Round};
+use crate::sync::state::{Failure, FailureClass};
+
+/// How long after traffic others are looked for often.
+const BUSY_FOR: Duration = Duration::from_secs(60);
+/// How often then.
+const BUSY_PAUSE: Duration = Duration::from_secs(1);
+/// How often at first when there is no traffic, and at last.
+const IDLE_PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30));
+/// The shortest time between two reads, however much is pushed.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
+/// The most notes for the operator; older ones go.
+const MAX_NOTES: usize = 5;
+
+/// PostgreSQL as a [`Destination`].
+pub struct Postgres {
+    pub(super) engine: Engine,
+    pub(super) clock: Arc<dyn Clock>,
+    url: CurrentUrl,
+    pub(super) drain: Drain,
+    pub(super) follow: Follow,
+    rhythm: Rhythm,
+    notes: Vec<String>,
+}
+
+/// A connection, and what was learned over it.
+pub struct Link {
+    target: Target,
+    session: Option<Session>,
+    /// The tables are there.
+    is_prepared: bool,
+    pub(super) may_identify: bool,
+    /// Where the fence stands; `None` while that is in doubt.
+    pub(super) fence: Option<LogPosition>,
+}
+
+impl Postgres {
+    /// Replicates the ledger of `engine` to what `url` says at the time. With `legacy_writers`, what programs do there
+    /// that know nothing of events is looked for every minute.
+    pub fn new(engine: Engine, clock: Arc<dyn Clock>, url: CurrentUrl, legacy_writers: bool) -> Self {
+        Self {
+            engine,
+            clock,
+            url,
+            drain: Drain::new(),
+            follow: Follow::new(legacy_writers),
+            rhythm: Rhythm::new(),
+            notes: Vec::new(),
+        }
+    }
+
+    /// Tells the operator something that is not an error, here and in the log.
+    pub(super) fn note(&mut self, words: String) {
+        tracing::warn!(sink = Sink::Postgres.as_str(), "{words}");
+        if self.notes.len() == MAX_NOTES {
+            self.notes.remove(0);
+        }
+        self.notes.push(words);
+    }
+
+    async fn work(&mut self, link: &mut Link) -> Result<Round, Trouble> {
+        link.prepare().await?;
+        if link.fence.is_none() {
+            self.take_place(link).await?;
+        }
+        let drained = match self.push_some(link).await {
+            Err(trouble) if trouble.kind == Kind::FenceMoved => {
+                link.fence = None;
+                return Ok(Round { more: true, ..Round::default() });
+            }
+            other => other?,
+        };
+        if drained.pushed > 0 {
+            self.rhythm.traffic();
+        }
+        let mut round = Round { pushed: drained.pushed, more: drained.more, ..Round::default() };
+        // A round that was called early and found nothing to push was called by a bell.
+        let is_called = drained.pushed == 0 && !drained.more;
+        if self.rhythm.is_due(is_called) && link.fence.is_some() && !self.engine.postgres_state()?.restarted {
+            let followed = self.read_some(link).await?;
+            round.pulled = followed.pulled;
+            round.more |= followed.more;
+            self.rhythm.read(followed.pulled > 0);
+        }
+        round.pause = self.rhythm.pause().min(self.drain.until_retry());
+        if !round.more && round.pause >= IDLE_PAUSES.0 / 2 {
+            // Thousands of idle nodes are cheap for a server that does not hold a process for each.
+            link.session = None;
+        }
+        Ok(round)
+    }
+}
+
+impl Destination for Postgres {
+    type Session = Link;
+
+    const SINK: Sink = Sink::Postgres;
+
+    fn backlog(engine: &Engine) -> Result<Backlog, Failure> {
+        count_backlog(engine).map_err(|error| Trouble::store(&error).into())
+    }
+
+    fn mark(commit: &CommitMark) -> u64 {
+        commit.log_seq
+    }
+
+    async fn connect(&mut self) -> Result<Link, Failure> {
+        let target = Target::parse(self.url.load().expose_secret())
+            .map_err(|error| Failure::new(FailureClass::Misconfigured, error.to_string()))?;
+        let session = target.connect().await?;
+        self.drain.retry_all();
+        self.rhythm.traffic();
+        Ok(Link { target, session: Some(session), is_prepared: false, may_identify: false, fence: None })
+    }
+
+    async fn round(&mut self, link: &mut Link, requests: &[SinkRequest]) -> Result<Round, Failure> {
+        for request in requests {
+            self.drain.retry_all();
+            self.rhythm.traffic();
+            if *request == SinkRequest::Resync {
+                self.start_over().await.map_err(Failure::from)?;
+                link.fence = None;
+            }
+        }
+        Ok(self.work(link).await?)
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.notes.clone()
+    }
+}
+
+fn count_backlog(engine: &Engine) -> Result<Backlog, crate::engine::Error> {
+    let state = engine.postgres_state()?;
+    let own = engine.log_position().seq.saturating_sub(state.acked_seq);
+    let copies = engine.copy_position()?.0.saturating_sub(state.acked_copies);
+    let oldest = match engine.log_after(state.acked_seq, 1, 1)?.first() {
+        Some(entry) => Some(entry.event.at),
+        None => engine.copies_after(CopyNumber(state.acked_copies), 1, 1)?.first().map(|(_, entry)| entry.event.at),
+    };
+    Ok(Backlog { entries: own + copies, oldest, parked: engine.parked_count(Sink::Postgres)? })
+}
+
+impl Link {
+    /// The connection, made anew if it was closed or broke off while it was not used.
+    pub(super) async fn session(&mut self) -> Result<&mut Session, Trouble> {
+        if self.session.as_ref().is_none_or(Session::is_closed) {
+            self.session = Some(self.target.connect().await?);
+            // Meanwhile another file may have come here under our name, or another server to this address.
+            self.fence = None;
+        }
+        Ok(self.session.as_mut().expect("it was just made, or stands"))
+    }
+
+    async fn prepare(&mut self) -> Result<(), Trouble> {
+        let is_prepared = self.is_prepared;
+        let session = self.session().await?;
+        if !is_prepared {
+            schema::ensure(session).await?;
+            let may_identify = pull::may_identify(session).await?;
+            (self.is_prepared, self.may_identify) = (true, may_identify);
+        }
+        Ok(())
+    }
+}
+
+/// When to read what others wrote.
+struct Rhythm {
+    random: StdRng,
+    last_traffic: Instant,
+    last_read: Option<Instant>,
+    pause: Duration,
+}
+
+impl Rhythm {
+    fn new() -> Self {
+        Self { random: rand::make_rng(), last_traffic: Instant::now(), last_read: None, pause: Duration::ZERO }
+    }
+
+    /// There were events of ours, or somebody asked: others may answer soon.
+    fn traffic(&mut self) {
+        self.last_traffic = Instant::now();
+        self.pause = Duration::ZERO;
+    }
+
+    /// Whether it is time to; `is_called`: whether somebody says so.
+    fn is_due(&self, is_called: bool) -> bool {
+        let Some(last_read) = self.last_read else { return true };
+        let pause = if is_called { SHORTEST_PAUSE } else { self.pause.max(SHORTEST_PAUSE) };
+        last_read.elapsed() >= pause
+    }
+
+    /// A read is done; whether there was anything.
+    fn read(&mut self, found: bool) {
+        let now = Instant::now();
+        if found {
+            self.last_traffic = now;
+        }
+        self.last_read = Some(now);
+        let base = if now.duration_since(self.last_traffic) < BUSY_FOR {
+            BUSY_PAUSE
+        } else {
+            (self.pause * 3 / 2).clamp(IDLE_PAUSES.0, IDLE_PAUSES.1)
+        };
+        self.pause = base.mul_f64(self.random.random_range(0.8..=1.2));
+    }
+
+    /// How long to wait now.
+    fn pause(&self) -> Duration {
+        let pause = self.pause.max(SHORTEST_PAUSE);
+        self.last_read.map_or(Duration::ZERO, |last_read| pause.saturating_sub(last_read.elapsed()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn reads_often_for_a_minute_after_traffic_then_ever_less_often() {
+        let mut rhythm = Rhythm::new();
+        assert!(rhythm.is_due(false), "the first read waits for nothing");
+        rhythm.read(false);
+        assert!(!rhythm.is_due(true), "not twice at once, whoever calls");
+        let started = Instant::now();
+        let mut pauses = Vec::new();
+        while started.elapsed() < Duration::from_secs(600) {
+            let pause = rhythm.pause();
+            pauses.push((started.elapsed(), pause));
+            tokio::time::advance(pause).await;
+            assert!(rhythm.is_due(false));
+            rhythm.read(false);
+        }
+        for (at, pause) in &pauses {
+            let range = if *at < BUSY_FOR { 0.8..=1.2 } else { 4.0..=36.0 };
+            assert!(range.contains(&pause.as_secs_f64()), "{at:?}: {pause:?}");
+        }
+        assert!(pauses.last().expect("there were some").1 > Duration::from_secs(20));
+
+        rhythm.traffic();
+        assert!(rhythm.is_due(false) || rhythm.pause() <= SHORTEST_PAUSE, "traffic wakes at once");
+        tokio::time::advance(SHORTEST_PAUSE).await;
+        rhythm.read(true);
+        assert!(rhythm.pause() < Duration::from_secs(2));
+    }
+}

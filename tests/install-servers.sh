@@ -1,0 +1,56 @@
+#!/bin/sh
+# Installs what the tests of replication start for themselves: Redis, PostgreSQL and pgbouncer, from Debian's packages.
+# Does nothing where they are there already, so it may be run before every test run.
+set -eu
+
+found_postgres() {
+    for directory in /usr/lib/postgresql/*/bin; do
+        [ -x "$directory/initdb" ] && return 0
+    done
+    command -v initdb >/dev/null 2>&1
+}
+
+found() {
+    PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null 2>&1
+}
+
+missing=""
+found redis-server || missing="$missing redis-server"
+found_postgres && found psql || missing="$missing postgresql"
+found pgbouncer || missing="$missing pgbouncer"
+found openssl || missing="$missing openssl"
+
+if [ -z "$missing" ]; then
+    echo "redis-server, postgresql, pgbouncer and openssl are there"
+    exit 0
+fi
+
+if ! found apt-get; then
+    echo "These programs are needed and missing:$missing" >&2
+    echo "This script installs them on Debian and its relatives only. Elsewhere, install Redis 6.2 or newer, the server" >&2
+    echo "programs of PostgreSQL 13 or newer (initdb, postgres), psql, pgbouncer and openssl with your system's own" >&2
+    echo "package manager, so that they are in PATH, and run the tests again." >&2
+    exit 1
+fi
+
+as_root=""
+if [ "$(id -u)" -ne 0 ]; then
+    if ! found sudo; then
+        echo "These packages are needed and missing:$missing" >&2
+        echo "Installing them takes root: run this script as root, or install sudo." >&2
+        exit 1
+    fi
+    as_root="sudo"
+fi
+
+# The packages would start servers of their own, on the ports that people use. The tests want only the programs.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+    printf '#!/bin/sh\nexit 101\n' | $as_root tee "$policy" >/dev/null
+    $as_root chmod 755 "$policy"
+    trap '$as_root rm -f "$policy"' EXIT
+fi
+
+$as_root apt-get update -q
+# shellcheck disable=SC2086 # a list of words
+$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $missing
