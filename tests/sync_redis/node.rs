@@ -1,5 +1,7 @@
 //! An engine with its registry replicated to Redis, as the sidecar does it, on a thread of its own.
 
+#![allow(dead_code, reason = "each test binary that compiles this module uses a part of it")]
+
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};

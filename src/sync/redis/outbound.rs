@@ -1,8 +1,12 @@
 //! What a round tells Redis: changed agents, deletions, leases, observations; and the folding of what others observed.
 
 use std::collections::{HashMap, HashSet};
+use std::iter;
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::{StreamExt, stream};
 use redis::Pipeline;
 use tokio::time::Instant;
 
@@ -14,51 +18,88 @@ use super::push;
 use super::told::{Theirs, Told};
 use super::worker::{Redis, Session};
 use crate::domain::{Agent, AgentId};
+use crate::engine::Engine;
 use crate::engine::replica::{AgentChange, LocalLease, ParkedEntry, ParkedKey, RemoteAgent, Sink};
 use crate::sync::state::{Failure, FailureClass};
 
 /// How many changes are read from the store at once.
-const BATCH: usize = 2_048;
-/// How many such batches one round pushes at most.
-const BATCHES: usize = 8;
+const BATCH: usize = 256;
+/// After so many agents the store is told how far Redis has come.
+const SAVE_EVERY: usize = 4_096;
+/// How long one round pushes at most before it sees to the rest.
+const PUSH_FOR: Duration = Duration::from_secs(2);
 /// From so many missing documents on, everything is pushed anew rather than agent by agent.
 const MANY_MISSING: usize = 64;
 /// How often deletions are told again while there are any: a failover may bring back what was deleted.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
+/// How many changes one round looks at for deletions.
+const SWEPT: usize = 2_048;
 /// How many channels one command names.
 const CHANNELS: usize = 500;
 /// The keys that every push writes to, and what each must be.
 const SHARED: [(&str, &str); 2] = [(keys::ALL, "set"), (keys::CHANGES, "stream")];
 
+/// Some changes, oldest first.
+struct Chunk {
+    changes: Vec<AgentChange>,
+    /// Up to where nothing else changed.
+    upto: u64,
+}
+
+impl Chunk {
+    fn read(engine: &Engine, from: u64, newest: u64) -> Result<Self, Failure> {
+        let mut changes = engine.changes_after(from, BATCH).map_err(store_failure)?;
+        if changes.is_empty() {
+            // Agents that this file does not claim are left out, and may be all that was looked at.
+            changes = engine.changes_after(from, usize::MAX).map_err(store_failure)?;
+            changes.truncate(BATCH);
+        }
+        let upto = changes.last().map_or(newest, AgentChange::change_seq);
+        changes.retain(push::is_news);
+        Ok(Self { changes, upto })
+    }
+}
+
 impl Redis {
     /// Tells what changed here. Returns how many agents were told of, and whether there are more.
     pub(super) async fn push(&mut self, session: &mut Session) -> Result<(u64, bool), Failure> {
-        let mut pushed = 0;
-        for _ in 0..BATCHES {
-            let newest = self.engine.commits().borrow().change_seq;
+        let newest = self.engine.commits().borrow().change_seq;
+        let begun = Instant::now();
+        let (engine, scripts, link) = (self.engine.clone(), Arc::clone(&self.scripts), session.link.clone());
+        let mut from = session.state.acked_change_seq;
+        let chunks = iter::from_fn(|| {
+            let more = from < newest && begun.elapsed() < PUSH_FOR;
+            more.then(|| Chunk::read(&engine, from, newest).inspect(|chunk| from = chunk.upto))
+        });
+        let told = stream::iter(chunks).map(|chunk| async {
+            let chunk = chunk?;
+            let told = push::changes(&link, &scripts, &chunk.changes).await?;
+            Ok::<_, Failure>((chunk, told))
+        });
+        // The next chunk is read and written out while the server works on the last one.
+        let mut told = pin!(told.buffered(push::IN_FLIGHT));
+        let (mut pushed, mut unsaved) = (0, 0);
+        while let Some(told) = told.next().await {
+            let (chunk, told) = told?;
             let acked = session.state.acked_change_seq;
-            if acked >= newest {
-                return Ok((pushed, false));
+            unsaved += told.len();
+            pushed += self.told(session, &chunk.changes, told).await?;
+            if session.state.acked_change_seq != acked {
+                // A fork: this file tells everything anew, as another node.
+                return Ok((pushed, true));
             }
-            let mut changes = self.engine.changes_after(acked, BATCH).map_err(store_failure)?;
-            if changes.is_empty() {
-                // Agents that this file does not claim are left out and may fill a batch.
-                changes = self.engine.changes_after(acked, usize::MAX).map_err(store_failure)?;
-                changes.truncate(BATCH);
-            }
-            let upto = changes.last().map_or(newest, AgentChange::change_seq);
-            changes.retain(push::is_news);
-            let told = push::changes(&session.link, &self.scripts, &changes).await?;
-            pushed += self.told(session, &changes, told).await?;
-            // A fork, or a restart of the whole, has moved it already.
-            if session.state.acked_change_seq == acked {
-                session.state.acked_change_seq = upto;
-                session.unsaved = true;
-                self.engine.save_redis(session.state.clone()).await.map_err(store_failure)?;
-                session.unsaved = false;
+            session.state.acked_change_seq = chunk.upto;
+            session.unsaved = true;
+            if unsaved >= SAVE_EVERY {
+                self.save(session).await?;
+                unsaved = 0;
             }
         }
-        Ok((pushed, true))
+        if unsaved > 0 {
+            self.save(session).await?;
+        }
+        let more = session.state.acked_change_seq < newest;
+        Ok((pushed, more))
     }
 
     /// Does what follows from the answers. Returns how many agents Redis has taken.
@@ -177,10 +218,8 @@ impl Redis {
         for (lease, told) in due.into_iter().zip(told) {
             let agent_id = &lease.agent_id;
             match told {
-                Told::Renewed(count) => {
-                    if !count.is_empty() && session.written.get(agent_id) != Some(&count) {
-                        written.push((agent_id.clone(), count));
-                    }
+                Told::Renewed(count) if !count.is_empty() && session.written.get(agent_id) != Some(&count) => {
+                    written.push((agent_id.clone(), count));
                 }
                 Told::Newer(theirs) if theirs.document.is_some() && !self.is_own(&theirs) => {
                     self.intake.take_theirs(agent_id, theirs).await?;
@@ -294,7 +333,7 @@ impl Redis {
         if from == 0 {
             session.sweep_found = false;
         }
-        let changes = self.engine.changes_after(from, BATCH).map_err(store_failure)?;
+        let changes = self.engine.changes_after(from, SWEPT).map_err(store_failure)?;
         session.sweep = changes.last().map(AgentChange::change_seq);
         let deletions: Vec<AgentChange> =
             changes.into_iter().filter(|change| matches!(change, AgentChange::Removed { .. })).collect();

@@ -19,7 +19,7 @@ const PIPELINE_AGENTS: usize = 256;
 /// How many bytes of documents one pipeline holds about at most.
 const PIPELINE_BYTES: usize = 1024 * 1024;
 /// How many pipelines are on their way at once.
-const IN_FLIGHT: usize = 2;
+pub const IN_FLIGHT: usize = 3;
 
 /// Tells of changes; what became of each, in their order.
 pub async fn changes(link: &Link, scripts: &Scripts, changes: &[AgentChange]) -> Result<Vec<Told>, Failure> {

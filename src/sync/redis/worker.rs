@@ -49,7 +49,7 @@ pub struct Redis {
     rung: Arc<Notify>,
     ringer: Ringer,
     pub(super) clock: Arc<dyn Clock>,
-    pub(super) scripts: Scripts,
+    pub(super) scripts: Arc<Scripts>,
     pub(super) intake: Intake,
     pub(super) random: StdRng,
     forked: bool,
@@ -116,7 +116,7 @@ impl Redis {
             rung,
             ringer: Ringer::default(),
             clock,
-            scripts: Scripts::default(),
+            scripts: Arc::default(),
             random: rand::make_rng(),
             forked: false,
         }
@@ -182,7 +182,10 @@ impl Redis {
     /// What may have been missed is looked for, and what Redis may have lost is told again.
     pub(super) fn after_break(&self, session: &mut Session) {
         session.scan = Some(Scan::new(Why::Break, false));
-        session.leases.renew_all(&self.engine.local_leases(), Instant::now());
+        // Told anew, every document begins with its lease.
+        if session.state.acked_change_seq > 0 {
+            session.leases.renew_all(&self.engine.local_leases(), Instant::now());
+        }
         session.sweep = Some(0);
         session.written.clear();
         session.offered_seq = None;
@@ -221,7 +224,7 @@ impl Redis {
         Ok(())
     }
 
-    async fn save(&self, session: &mut Session) -> Result<(), Failure> {
+    pub(super) async fn save(&self, session: &mut Session) -> Result<(), Failure> {
         if session.unsaved {
             self.engine.save_redis(session.state.clone()).await.map_err(store_failure)?;
             session.unsaved = false;
