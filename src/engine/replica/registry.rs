@@ -116,6 +116,11 @@ impl Engine {
         Ok(told.collect())
     }
 
+    /// Whether an agent lives here.
+    pub fn is_local(&self, id: &AgentId) -> bool {
+        self.core().view().directory.get(id).is_some_and(|entry| entry.local)
+    }
+
     /// The leases of the agents that live here and that this file claims.
     pub fn local_leases(&self) -> Vec<LocalLease> {
         let monotonic = self.core().clock.monotonic();

@@ -21,12 +21,12 @@ use super::pull;
 use super::schema;
 use super::session::Session;
 use crate::clock::Clock;
-use crate::domain::{CopyNumber, LogPosition};
+use crate::domain::{CopyNumber, LedgerEntry, LogPosition};
 use crate::engine::Engine;
 use crate::engine::replica::{CommitMark, Sink, SinkRequest};
-use crate::sync::CurrentUrl;
 use crate::sync::driver::{Backlog, Destination, Round};
 use crate::sync::state::{Failure, FailureClass};
+use crate::sync::{CurrentUrl, Ring};
 
 /// How long after traffic others are looked for often.
 const BUSY_FOR: Duration = Duration::from_secs(60);
@@ -47,6 +47,7 @@ pub struct Postgres {
     pub(super) drain: Drain,
     pub(super) follow: Follow,
     rhythm: Rhythm,
+    ring: Option<Ring>,
     notes: Vec<String>,
 }
 
@@ -72,7 +73,26 @@ impl Postgres {
             drain: Drain::new(),
             follow: Follow::new(legacy_writers),
             rhythm: Rhythm::new(),
+            ring: None,
             notes: Vec::new(),
+        }
+    }
+
+    /// Rings at the parties of what is delivered, so that their nodes look for it at once.
+    #[must_use]
+    pub fn with_ring(self, ring: Ring) -> Self {
+        Self { ring: Some(ring), ..self }
+    }
+
+    /// Rings for those parties of these events that live elsewhere.
+    pub(super) fn ring_for<'a>(&self, delivered: impl Iterator<Item = &'a LedgerEntry>) {
+        let Some(ring) = &self.ring else { return };
+        for entry in delivered {
+            for party in [&entry.payer_agent, &entry.provider_agent] {
+                if !self.engine.is_local(party) {
+                    ring(party);
+                }
+            }
         }
     }
 
