@@ -116,6 +116,11 @@ impl Engine {
         Ok(told.collect())
     }
 
+    /// How many local agents changed after `change_seq`, those that this file does not claim included.
+    pub fn changes_len(&self, change_seq: u64) -> Result<u64, Error> {
+        Ok(self.core().store.snapshot()?.changes_len(change_seq)?)
+    }
+
     /// The leases of the agents that live here and that this file claims.
     pub fn local_leases(&self) -> Vec<LocalLease> {
         let monotonic = self.core().clock.monotonic();
