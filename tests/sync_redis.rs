@@ -74,6 +74,46 @@ fn a_lease_ends_everywhere_with_its_heartbeats_and_not_before() {
 }
 
 #[test]
+fn a_heartbeat_in_the_last_moment_of_a_lease_reaches_redis_in_time() {
+    let server = RedisServer::start();
+    let (a, b) = (Node::start(&server.url()), Node::start(&server.url()));
+    a.register("late", 4);
+    wait("the agent at B", || discovers(&b, "late"));
+    let begun = Instant::now();
+    let mut last = Instant::now();
+    while begun.elapsed() < Duration::from_secs(13) {
+        if last.elapsed() > Duration::from_millis(3_400) {
+            a.engine.heartbeat(&agent_id("late")).wait().expect("alive");
+            last = Instant::now();
+        }
+        assert!(exists(&server, "agent:late") && discovers(&b, "late"), "lost after {:?}", begun.elapsed());
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_stream_that_was_cut_or_deleted_hides_nothing() {
+    let server = RedisServer::start();
+    let (a, b) = (Node::start(&server.url()), Node::start(&server.url()));
+    a.register("first", 3_600);
+    wait("the first at B", || discovers(&b, "first"));
+    let b_engine = b.stop();
+    for number in 0..50 {
+        a.register(&format!("cut{number}"), 3_600);
+    }
+    a.engine.unregister(agent_id("first"), Precondition::default()).wait().expect("deleted");
+    a.settled();
+    server.command::<()>(&["XTRIM", "tradepost:changes", "MAXLEN", "1"]);
+    let b = Node::start_with(b_engine, &server.url());
+    wait("all that was cut off", || (0..50).all(|number| discovers(&b, &format!("cut{number}"))));
+    wait("the deletion", || !discovers(&b, "first"));
+
+    server.command::<()>(&["DEL", "tradepost:changes"]);
+    a.register("after", 3_600);
+    wait("what came after", || discovers(&b, "after"));
+}
+
+#[test]
 fn the_newest_registration_wins_and_the_old_host_learns_it() {
     let server = RedisServer::start();
     let (a, b) = (Node::start(&server.url()), Node::start(&server.url()));

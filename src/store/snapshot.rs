@@ -160,6 +160,11 @@ impl Snapshot {
         Ok(changes)
     }
 
+    /// How many agents changed after `change_seq`.
+    pub fn changes_len(&self, change_seq: u64) -> Result<u64, StoreError> {
+        Ok(self.table(tables::AGENT_CHANGES)?.range(change_seq.saturating_add(1)..)?.count() as u64)
+    }
+
     /// What this node has observed of agents' work and has not been told to be held centrally.
     pub fn unacked_observations(&self) -> Result<Vec<Observation>, StoreError> {
         self.observations_where(|observation| observation.total != observation.acked)

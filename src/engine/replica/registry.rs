@@ -121,6 +121,11 @@ impl Engine {
         self.core().view().directory.get(id).is_some_and(|entry| entry.local)
     }
 
+    /// How many local agents changed after `change_seq`, those that this file does not claim included.
+    pub fn changes_len(&self, change_seq: u64) -> Result<u64, Error> {
+        Ok(self.core().store.snapshot()?.changes_len(change_seq)?)
+    }
+
     /// The leases of the agents that live here and that this file claims.
     pub fn local_leases(&self) -> Vec<LocalLease> {
         let monotonic = self.core().clock.monotonic();

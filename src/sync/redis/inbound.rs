@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::intake::{look, store_failure};
 use super::keys::HeldVersion;
 use super::leases::jittered;
-use super::scan::{Scan, Why};
+use super::scan::{Missing, Scan, Why};
 use super::stream;
 use super::worker::{Redis, Session};
 use crate::domain::{AgentId, AgentVersion};
@@ -95,7 +95,8 @@ impl Redis {
     pub(super) async fn scan(&mut self, session: &mut Session, now: Instant) -> Result<u64, Failure> {
         if session.scan.is_none() && now >= session.scan_due {
             session.scans = session.scans.wrapping_add(1);
-            session.scan = Some(Scan::new(Why::Routine, session.scans.is_multiple_of(THOROUGH)));
+            let thorough = session.scans.is_multiple_of(THOROUGH);
+            session.scan = Some(Scan::new(Why::Routine, thorough, &self.engine));
         }
         let mut taken = 0;
         for _ in 0..PAGES {
@@ -124,13 +125,10 @@ impl Redis {
         Ok(taken)
     }
 
-    /// Remote agents have no document. After a break that is no proof of anything: their nodes may not be back yet.
-    async fn missing(
-        &mut self,
-        session: &mut Session,
-        why: Why,
-        missing: Vec<(AgentId, AgentVersion)>,
-    ) -> Result<(), Failure> {
+    /// Remote agents have no document. After a break that alone proves nothing: their nodes may not be back yet.
+    async fn missing(&mut self, session: &mut Session, why: Why, missing: Missing) -> Result<(), Failure> {
+        self.gone(missing.deleted).await?;
+        let missing = missing.unexplained;
         match why {
             Why::Break => {
                 self.engine.registry_link(RegistryLink::Up);
@@ -191,7 +189,10 @@ impl Redis {
         let (mut renewed, mut wanted, mut gone) = (Vec::new(), Vec::new(), Vec::new());
         for ((agent_id, version), found) in ending.into_iter().zip(look(&session.link, &ids, false).await?) {
             match (found.remaining, found.held) {
-                (None, _) => gone.push((agent_id, version)),
+                (None, _) => {
+                    let deletion = found.deletion_of(version);
+                    gone.push((agent_id, deletion.unwrap_or(version)));
+                }
                 (Some(remaining), Some(HeldVersion::Put(held))) if held == version => {
                     renewed.push((agent_id, remaining));
                 }

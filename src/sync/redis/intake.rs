@@ -17,7 +17,7 @@ use super::told::{Theirs, remaining_of};
 use crate::clock::Clock;
 use crate::domain::{Agent, AgentId, AgentVersion, NodeId};
 use crate::engine::replica::{AgentChange, RemoteAgent};
-use crate::engine::{Engine, Error};
+use crate::engine::{Engine, Error, LeaseState};
 use crate::sync::state::{Failure, FailureClass};
 
 /// How many documents are asked for at once.
@@ -36,6 +36,16 @@ pub struct Found {
     pub document: Option<Vec<u8>>,
     /// How long the document lives yet; `None` if there is none.
     pub remaining: Option<Duration>,
+}
+
+impl Found {
+    /// The deletion that Redis remembers, if it is one of this version or an older one.
+    pub fn deletion_of(&self, version: AgentVersion) -> Option<AgentVersion> {
+        match self.held {
+            Some(HeldVersion::Removed(deletion)) if deletion > version => Some(deletion),
+            _ => None,
+        }
+    }
 }
 
 /// What taking in came to.
@@ -103,7 +113,9 @@ impl Intake {
             let Some((agent, remaining, print)) = self.read(&found) else { continue };
             if agent.node_id() == own_id {
                 suspicious.push((agent.agent_id, agent.version));
-            } else if print.is_some_and(|print| self.strangers.get(&agent.agent_id) == Some(&print)) {
+            } else if print.is_some_and(|print| self.strangers.get(&agent.agent_id) == Some(&print))
+                && self.is_alive(&agent.agent_id)
+            {
                 renewed.push((agent.agent_id, remaining));
             } else {
                 if let Some(print) = print {
@@ -151,6 +163,11 @@ impl Intake {
             })
             .collect();
         Ok(suspicious.iter().any(|(id, version)| ours.get(id).is_none_or(|ours| ours < version)))
+    }
+
+    /// Only then is an unchanged document no news: what has expired comes back by being taken in.
+    fn is_alive(&self, agent_id: &AgentId) -> bool {
+        self.engine.agent(agent_id).is_ok_and(|held| held.lease != LeaseState::Expired)
     }
 
     fn read(&mut self, found: &Found) -> Option<(Agent, Duration, Option<u64>)> {

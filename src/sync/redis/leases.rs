@@ -1,5 +1,6 @@
 //! When each local agent's lease is renewed in Redis: at a third of its time, give or take a fifth, so that a fleet that
-//! came back together does not renew together.
+//! came back together does not renew together. Earlier, at half of what is left, if the last renewal found it running
+//! out: a heartbeat in its last moments must reach Redis before the old end does.
 //!
 //! A schedule only: what is due is decided here, from outside come the time and the leases.
 
@@ -40,7 +41,10 @@ impl Leases {
         }
         let mut taken = Vec::new();
         for lease in leases {
-            let mut next = || now + jittered(lease.ttl.duration() / 3, &mut *random);
+            let mut next = || {
+                let pause = jittered(lease.ttl.duration() / 3, &mut *random);
+                now + pause.min(lease.remaining / 2).max(SHORTEST)
+            };
             match self.due.get_mut(&lease.agent_id) {
                 Some(due) if *due <= now => {
                     *due = next();
@@ -90,6 +94,18 @@ mod tests {
         assert_eq!(due, [&local[0]]);
         assert!(leases.take_due(&local, start + Duration::from_secs(12), &mut random).is_empty());
         assert_eq!(leases.take_due(&local, start + Duration::from_secs(1_200), &mut random).len(), 2);
+    }
+
+    #[test]
+    fn a_lease_that_runs_out_is_looked_at_ever_sooner() {
+        let (mut leases, mut random, start) = (Leases::default(), StdRng::seed_from_u64(1), Instant::now());
+        let ending = [LocalLease { remaining: Duration::from_secs(4), ..lease("a", 3_600) }];
+        leases.renew_all(&ending, start);
+        leases.take_due(&ending, start, &mut random);
+        assert_eq!(leases.next_due(), Some(start + Duration::from_secs(2)));
+        let ended = [LocalLease { remaining: Duration::ZERO, ..lease("a", 3_600) }];
+        leases.take_due(&ended, start + Duration::from_secs(2), &mut random);
+        assert_eq!(leases.next_due(), Some(start + Duration::from_secs(2) + SHORTEST));
     }
 
     #[test]

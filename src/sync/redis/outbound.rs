@@ -210,6 +210,12 @@ impl Redis {
 
     /// Renews the leases that are due, and listens for the agents that live here.
     pub(super) async fn renew(&mut self, session: &mut Session, now: Instant) -> Result<(), Failure> {
+        let newest = self.engine.commits().borrow().change_seq;
+        let is_due = session.leases.next_due().is_some_and(|due| due <= now);
+        if session.leased_seq == Some(newest) && !is_due {
+            return Ok(());
+        }
+        session.leased_seq = Some(newest);
         let local = self.engine.local_leases();
         self.listen(session, &local).await?;
         let due = session.leases.take_due(&local, now, &mut self.random);

@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use redis::Pipeline;
 
-use super::intake::{Found, Intake, Taken, look};
+use super::intake::{Intake, Taken, look};
 use super::keys::{self, HeldVersion};
 use super::link::{Answer, Link};
 use super::scripts::Scripts;
@@ -34,10 +34,18 @@ pub struct Scan {
     place: Place,
     /// Ids that have a document.
     seen: HashSet<String>,
-    /// Ids that had none.
-    gone: HashSet<String>,
+    /// Whether any had none.
+    found_gone: bool,
+    /// The versions held here when the search began: what is the same there need not be read.
+    held: HashMap<AgentId, Held>,
     /// Whether the sets of capabilities are looked through as well, whatever is found.
     thorough: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Held {
+    Local(AgentVersion),
+    Remote(AgentVersion),
 }
 
 enum Place {
@@ -65,14 +73,31 @@ pub struct Step {
     /// What was taken in.
     pub taken: Taken,
     /// Remote agents that have no document, when all ids have been looked through.
-    pub missing: Option<Vec<(AgentId, AgentVersion)>>,
+    pub missing: Option<Missing>,
+}
+
+/// Remote agents that have no document.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Missing {
+    /// Nobody says why. The versions are those held here.
+    pub unexplained: Vec<(AgentId, AgentVersion)>,
+    /// Redis remembers that they were deleted, in these versions.
+    pub deleted: Vec<(AgentId, AgentVersion)>,
 }
 
 impl Scan {
     /// A search from the beginning.
-    pub fn new(why: Why, thorough: bool) -> Self {
-        let place = Place::Ids { cursor: 0 };
-        Self { why, place, seen: HashSet::new(), gone: HashSet::new(), thorough }
+    pub fn new(why: Why, thorough: bool, engine: &Engine) -> Self {
+        let local = engine.local_leases().into_iter().map(|lease| (lease.agent_id, Held::Local(lease.version)));
+        let remote = held_remotely(engine).map(|(agent_id, version)| (agent_id, Held::Remote(version)));
+        Self {
+            why,
+            place: Place::Ids { cursor: 0 },
+            seen: HashSet::new(),
+            found_gone: false,
+            held: local.chain(remote).collect(),
+            thorough,
+        }
     }
 
     /// Why this is done.
@@ -134,7 +159,6 @@ impl Scan {
         engine: &Engine,
         intake: &mut Intake,
     ) -> Result<Step, Failure> {
-        let remote = held_remotely(engine);
         let (next, ids) = members(link, keys::ALL, cursor).await?;
         let (mut gone, mut wanted, mut renewed) = (Vec::new(), Vec::new(), Vec::new());
         for found in look(link, &ids, false).await? {
@@ -143,8 +167,13 @@ impl Scan {
                 continue;
             };
             let id = AgentId::from_stored(&found.agent_id);
-            match found.held {
-                Some(HeldVersion::Put(version)) if remote.get(&id) == Some(&version) => renewed.push((id, remaining)),
+            let there = match found.held {
+                Some(HeldVersion::Put(version)) => Some(version),
+                _ => None,
+            };
+            match (self.held.get(&id), there) {
+                (Some(Held::Remote(held)), Some(there)) if *held == there => renewed.push((id, remaining)),
+                (Some(Held::Local(held)), Some(there)) if *held == there => {}
                 _ => wanted.push(found.agent_id.clone()),
             }
             self.seen.insert(found.agent_id);
@@ -152,12 +181,12 @@ impl Scan {
         engine.renew_remote(&renewed);
         let taken = intake.take(look(link, &wanted, true).await?).await?;
         unlist(link, scripts, keys::ALL, &gone).await?;
-        self.gone.extend(gone);
+        self.found_gone |= !gone.is_empty();
         if next != 0 {
             self.place = Place::Ids { cursor: next };
             return Ok(Step { taken, missing: None });
         }
-        if self.thorough || !self.gone.is_empty() {
+        if self.thorough || self.found_gone {
             self.place = Place::Sets { cursor: 0 };
         }
         let missing = self.missing(link, engine).await?;
@@ -165,13 +194,19 @@ impl Scan {
     }
 
     /// Remote agents that were not among the ids and have no document either.
-    async fn missing(&self, link: &Link, engine: &Engine) -> Result<Vec<(AgentId, AgentVersion)>, Failure> {
+    async fn missing(&self, link: &Link, engine: &Engine) -> Result<Missing, Failure> {
         let unseen: Vec<(AgentId, AgentVersion)> =
-            held_remotely(engine).into_iter().filter(|(id, _)| !self.seen.contains(id.as_str())).collect();
+            held_remotely(engine).filter(|(id, _)| !self.seen.contains(id.as_str())).collect();
         let ids: Vec<String> = unseen.iter().map(|(id, _)| id.as_str().to_owned()).collect();
-        let found = look(link, &ids, false).await?;
-        let is_gone = |found: &Found| found.remaining.is_none();
-        Ok(unseen.into_iter().zip(&found).filter(|(_, found)| is_gone(found)).map(|(agent, _)| agent).collect())
+        let mut missing = Missing::default();
+        for ((agent_id, version), found) in unseen.into_iter().zip(look(link, &ids, false).await?) {
+            match found.deletion_of(version) {
+                _ if found.remaining.is_some() => {}
+                Some(deletion) => missing.deleted.push((agent_id, deletion)),
+                None => missing.unexplained.push((agent_id, version)),
+            }
+        }
+        Ok(missing)
     }
 
     fn next_set(&self, then: u64, mut sets: Vec<String>) -> Place {
@@ -183,8 +218,8 @@ impl Scan {
     }
 }
 
-fn held_remotely(engine: &Engine) -> HashMap<AgentId, AgentVersion> {
-    engine.remote_agents().into_iter().map(|(id, version, _)| (id, version)).collect()
+fn held_remotely(engine: &Engine) -> impl Iterator<Item = (AgentId, AgentVersion)> {
+    engine.remote_agents().into_iter().map(|(id, version, _)| (id, version))
 }
 
 /// One page of a set, which may be of another type: somebody else's, and empty for us.

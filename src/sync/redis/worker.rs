@@ -37,8 +37,8 @@ use crate::sync::state::Failure;
 const ORIGIN_EVERY: Duration = Duration::from_secs(5);
 /// How many bells of observers may wait; one more is found when the lease is renewed.
 const HEARD: usize = 1_024;
-/// The backlog is counted up to here: beyond, the number says only that there is much.
-const COUNTED: usize = 10_000;
+/// Among so many changes the oldest is looked for that says when it was made; deletions do not.
+const LOOKED_AT: usize = 16;
 
 /// The registry in Redis.
 pub struct Redis {
@@ -65,6 +65,8 @@ pub struct Session {
     pub(super) origin: Origin,
     origin_due: Instant,
     pub(super) leases: Leases,
+    /// The changes up to which leases and channels are those of the agents that live here.
+    pub(super) leased_seq: Option<u64>,
     /// How often outcomes of each local agent were written when they were read last.
     pub(super) written: HashMap<AgentId, Vec<u8>>,
     /// Local agents of which observers rang.
@@ -158,6 +160,7 @@ impl Redis {
             origin,
             origin_due: now + ORIGIN_EVERY,
             leases: Leases::default(),
+            leased_seq: None,
             written: HashMap::new(),
             heard,
             listening: HashSet::new(),
@@ -181,11 +184,12 @@ impl Redis {
 
     /// What may have been missed is looked for, and what Redis may have lost is told again.
     pub(super) fn after_break(&self, session: &mut Session) {
-        session.scan = Some(Scan::new(Why::Break, false));
+        session.scan = Some(Scan::new(Why::Break, false, &self.engine));
         // Told anew, every document begins with its lease.
         if session.state.acked_change_seq > 0 {
             session.leases.renew_all(&self.engine.local_leases(), Instant::now());
         }
+        session.leased_seq = None;
         session.sweep = Some(0);
         session.written.clear();
         session.offered_seq = None;
@@ -268,12 +272,13 @@ impl Destination for Redis {
         if engine.commits().borrow().change_seq <= state.acked_change_seq {
             return Ok(Backlog { parked: parked_entries(engine)?, ..Backlog::default() });
         }
-        let changes = engine.changes_after(state.acked_change_seq, COUNTED).map_err(store_failure)?;
-        let oldest = changes.iter().find_map(|change| match change {
+        let entries = engine.changes_len(state.acked_change_seq).map_err(store_failure)?;
+        let first = engine.changes_after(state.acked_change_seq, LOOKED_AT).map_err(store_failure)?;
+        let oldest = first.iter().find_map(|change| match change {
             AgentChange::Put { agent, .. } => Some(agent.last_updated),
             AgentChange::Removed { .. } => None,
         });
-        Ok(Backlog { entries: changes.len() as u64, oldest, parked: parked_entries(engine)? })
+        Ok(Backlog { entries, oldest, parked: parked_entries(engine)? })
     }
 
     fn mark(commit: &CommitMark) -> u64 {
