@@ -1,7 +1,7 @@
 //! The composition root: builds the parts of a sidecar, wires them, and takes them down in order.
 //!
-//! Up: engine, listeners, metrics, API. Down: the listeners stop accepting, requests in flight finish, what is queued
-//! is committed, the file is closed, the socket is removed.
+//! Up: engine, listeners, replication, metrics, API. Down: the listeners stop accepting, requests in flight finish,
+//! replication flushes what it can, what is queued is committed, the file is closed, the socket is removed.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -20,11 +20,13 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::access::Access;
-use crate::config::{ServeSettings, StoreLocation, Token, read_token};
+use crate::clock::{Clock, SystemClock};
+use crate::config::{CentralUrl, ReplicationSettings, ServeSettings, StoreLocation, Token, read_token};
 use crate::engine::{Engine, Location, OpenError, Options};
 use crate::exporter::{self, ExporterOptions};
 use crate::http::{self, Api, Limits, Listener, ServerInfo};
 use crate::metrics::Metrics;
+use crate::sync::{self, CurrentUrl, SyncOptions};
 
 /// When shutting down has taken this long, the disk hangs and the process leaves it.
 const SHUTDOWN_LIMIT: Duration = Duration::from_millis(9_500);
@@ -60,19 +62,30 @@ pub fn serve(settings: ServeSettings) -> Result<(), ServeError> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(ServeError::io("cannot watch for signals"))?;
     let started = Instant::now();
     let metrics = Metrics::default();
-    let engine = open_engine(&settings, metrics.clone())?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+    let engine = open_engine(&settings, metrics.clone(), Arc::clone(&clock))?;
     let tcp = bind_tcp(settings.listen)?;
     let (unix, socket) = settings.socket.as_deref().map(bind_socket).transpose()?.unzip();
 
     let secret = settings.token.as_ref().map(|token| token.secret.clone());
     let access = Arc::new(Access::new(settings.allowed_hosts.clone(), secret));
     let (stop, stopped) = watch::channel(false);
-    let signal_access = Arc::clone(&access);
-    let token = settings.token.clone();
+    let (credentials, reloaded) = Credentials::new(&settings, Arc::clone(&access));
+    let sync = settings.replication.is_configured().then(|| SyncOptions {
+        engine: engine.clone(),
+        metrics: metrics.clone(),
+        clock,
+        redis: credentials.redis.as_ref().map(|central| Arc::clone(&central.current)),
+        postgres: credentials.postgres.as_ref().map(|central| Arc::clone(&central.current)),
+        stale_for: settings.replication.stale_for,
+        legacy_writers: settings.replication.legacy_writers,
+        stopped: stopped.clone(),
+        reloaded,
+    });
     let signal_handle = signals.handle();
     let signal_thread = thread::Builder::new()
         .name("signals".to_owned())
-        .spawn(move || watch_signals(&mut signals, &stop, token.as_ref(), &signal_access))
+        .spawn(move || watch_signals(&mut signals, &stop, &credentials))
         .map_err(ServeError::io("cannot start a thread"))?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -83,9 +96,13 @@ pub fn serve(settings: ServeSettings) -> Result<(), ServeError> {
         .map_err(ServeError::io("cannot start the runtime"))?;
     let info = Arc::new(ServerInfo { version: env!("CARGO_PKG_VERSION"), started, listen: ArcSwap::default() });
     let api = Api { engine: engine.clone(), metrics: metrics.clone(), access: Arc::clone(&access), info };
+    let sync_thread = sync.map(sync::spawn).transpose().map_err(ServeError::io("cannot start replication"))?;
     let served = runtime.block_on(run(api, settings.metrics_listen, tcp, unix.zip(socket), stopped));
     // Reads that still run on the runtime's threads end with their process; they hold nothing that must be closed.
     runtime.shutdown_background();
+    if sync_thread.is_some_and(|thread| thread.join().is_err()) {
+        tracing::error!("the sync thread panicked");
+    }
     engine.close();
     signal_handle.close();
     if signal_thread.join().is_err() {
@@ -97,7 +114,7 @@ pub fn serve(settings: ServeSettings) -> Result<(), ServeError> {
     served
 }
 
-fn open_engine(settings: &ServeSettings, metrics: Metrics) -> Result<Engine, ServeError> {
+fn open_engine(settings: &ServeSettings, metrics: Metrics, clock: Arc<dyn Clock>) -> Result<Engine, ServeError> {
     let location = match &settings.store {
         StoreLocation::Memory => Location::Memory,
         StoreLocation::Directory(directory) => {
@@ -105,7 +122,7 @@ fn open_engine(settings: &ServeSettings, metrics: Metrics) -> Result<Engine, Ser
             settings.store.file().map_or(Location::Memory, Location::File)
         }
     };
-    let options = Options { agent_ttl: settings.agent_ttl, metrics, ..Options::new(location) };
+    let options = Options { agent_ttl: settings.agent_ttl, metrics, clock, ..Options::new(location) };
     Ok(Engine::open(options)?)
 }
 
@@ -171,11 +188,11 @@ fn notify_service_manager(state: &[sd_notify::NotifyState<'_>]) {
     }
 }
 
-/// The first SIGTERM or SIGINT ends the process in order, the second at once. SIGHUP rereads the token.
-fn watch_signals(signals: &mut Signals, stop: &watch::Sender<bool>, token: Option<&Token>, access: &Access) {
+/// The first SIGTERM or SIGINT ends the process in order, the second at once. SIGHUP rereads the credentials.
+fn watch_signals(signals: &mut Signals, stop: &watch::Sender<bool>, credentials: &Credentials) {
     for signal in signals.forever() {
         if signal == SIGHUP {
-            reload_token(token, access);
+            credentials.reload();
         } else if *stop.borrow() {
             tracing::warn!("a second signal; leaving at once");
             std::process::exit(128 + signal);
@@ -184,6 +201,65 @@ fn watch_signals(signals: &mut Signals, stop: &watch::Sender<bool>, token: Optio
             stop.send_replace(true);
             leave_if_stuck();
         }
+    }
+}
+
+/// The secrets that may change while we run.
+struct Credentials {
+    token: Option<Token>,
+    access: Arc<Access>,
+    redis: Option<Central>,
+    postgres: Option<Central>,
+    reloaded: watch::Sender<u64>,
+}
+
+/// A central system's URL: as it was configured, and as it is now.
+struct Central {
+    configured: CentralUrl,
+    current: CurrentUrl,
+}
+
+impl Central {
+    fn new(configured: &CentralUrl) -> Self {
+        let current = Arc::new(ArcSwap::from_pointee(configured.secret().clone()));
+        Self { configured: configured.clone(), current }
+    }
+}
+
+impl Credentials {
+    /// Also what moves whenever they were read again.
+    fn new(settings: &ServeSettings, access: Arc<Access>) -> (Self, watch::Receiver<u64>) {
+        let ReplicationSettings { redis, postgres, .. } = &settings.replication;
+        let (redis, postgres) = (redis.as_ref().map(Central::new), postgres.as_ref().map(Central::new));
+        let (reloaded, watched) = watch::channel(0);
+        (Self { token: settings.token.clone(), access, redis, postgres, reloaded }, watched)
+    }
+
+    /// Rereads every file that a secret came from, and lets the sinks connect anew.
+    fn reload(&self) {
+        if let Some(token) = &self.token {
+            match read_token(&token.file) {
+                Ok(secret) => {
+                    self.access.replace_token(Some(secret));
+                    tracing::info!(file = %token.file.display(), "the token was reread");
+                }
+                Err(error) => tracing::error!(%error, "the token was not reread; the old one stays"),
+            }
+        }
+        for central in self.redis.iter().chain(&self.postgres) {
+            match central.configured.reread() {
+                Ok(Some(url)) => {
+                    central.current.store(Arc::new(url.secret().clone()));
+                    tracing::info!(%url, "the URL was reread");
+                }
+                Ok(None) => {}
+                Err(error) => tracing::error!(%error, "a URL was not reread; the old one stays"),
+            }
+        }
+        if self.token.is_none() && self.redis.is_none() && self.postgres.is_none() {
+            tracing::info!("SIGHUP: no credential file is configured, there is nothing to reread");
+        }
+        self.reloaded.send_modify(|times| *times += 1);
     }
 }
 
@@ -196,20 +272,6 @@ fn leave_if_stuck() {
     });
     if let Err(error) = watchdog {
         tracing::warn!(%error, "shutting down without a time limit");
-    }
-}
-
-fn reload_token(token: Option<&Token>, access: &Access) {
-    let Some(token) = token else {
-        tracing::info!("SIGHUP: no token file is configured, there is nothing to reread");
-        return;
-    };
-    match read_token(&token.file) {
-        Ok(secret) => {
-            access.replace_token(Some(secret));
-            tracing::info!(file = %token.file.display(), "the token was reread");
-        }
-        Err(error) => tracing::error!(%error, "the token was not reread; the old one stays"),
     }
 }
 

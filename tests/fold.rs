@@ -105,6 +105,7 @@ fn play(nodes: usize, steps: &[Step]) -> Vec<Vec<Event>> {
                     event_id: event_id(1 + number as u64),
                     // Clocks that disagree: later steps may bear earlier times.
                     now: Timestamp::from_micros(5_000 - 37 * i64::try_from(number).unwrap()),
+                    newest_own: None,
                 };
                 if let Ok(event) = ledger::decide(&id(), &fold, decision.clone(), author) {
                     held[*node_index].push(event);

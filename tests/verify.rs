@@ -4,10 +4,12 @@ mod common;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use common::{agent_id, facts, registration, transaction_id};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
-use tradepost::domain::{Decision, NewTransaction};
+use tradepost::domain::{Decision, NewTransaction, Timestamp, Weight};
+use tradepost::engine::replica::{ParkedEntry, ParkedKey, PostgresState, RemoteAgent, Sink};
 use tradepost::store::{VerifyReport, verify};
 use tradepost::{Engine, Idempotency, Location, Options, Precondition};
 
@@ -21,6 +23,12 @@ const AGENTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("agents");
 const AGENT_CHANGES: TableDefinition<'_, u64, &str> = TableDefinition::new("agent_changes");
 const TOMBSTONES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("tombstones");
 const RECEIPTS: TableDefinition<'_, &[u8; 16], &[u8]> = TableDefinition::new("receipts");
+const COPIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("copies");
+const HELD: TableDefinition<'_, &[u8], u64> = TableDefinition::new("held");
+const LEDGER_AGENTS: TableDefinition<'_, &str, u8> = TableDefinition::new("ledger_agents");
+const OBSERVATIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("observations");
+const SINKS: TableDefinition<'_, u8, &[u8]> = TableDefinition::new("sinks");
+const PARKED: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("parked");
 const RECEIPT_AGES: TableDefinition<'_, &[u8; 24], ()> = TableDefinition::new("receipt_ages");
 
 /// A store with something in every table.
@@ -41,6 +49,33 @@ fn build(path: &Path) {
     engine.decide(transaction_id("t0"), Decision::Settle, None).wait().unwrap();
     let dispute = Decision::Dispute { reason: None, evidence: vec!["e".into()] };
     engine.decide(transaction_id("t1"), dispute, None).wait().unwrap();
+
+    // Another node's word: one transaction whole, of another only its end, an agent.
+    let other = Engine::open(Options::new(Location::Memory)).unwrap();
+    for id in ["o0", "o1"] {
+        let facts = facts("payer", "other", "sql", "1");
+        let new = NewTransaction { transaction_id: Some(transaction_id(id)), facts };
+        other.record(new, None).wait().unwrap();
+        other.decide(transaction_id(id), Decision::Settle, None).wait().unwrap();
+    }
+    let mut entries = other.log_after(0, 10, usize::MAX).unwrap();
+    entries.remove(2);
+    let absorbed = engine.absorb(entries, None).wait().unwrap();
+    assert_eq!((absorbed.new_events, absorbed.held), (3, 1));
+    let remote = other.register(registration("remote", &[]), None).wait().unwrap().value.agent;
+    let remaining = Duration::from_secs(60);
+    engine.absorb_agents(vec![RemoteAgent { agent: remote, remaining }]).wait().unwrap();
+    engine.observe_outcome(agent_id("thon"), true, Weight::default(), None).wait().unwrap();
+    let state = PostgresState { acked_seq: 8, acked_copies: 3, ..PostgresState::default() };
+    engine.save_postgres(state).wait().unwrap();
+    let parked = ParkedEntry {
+        key: ParkedKey::Copy(3),
+        reason: "too wide".into(),
+        code: "22003".into(),
+        parked_at: Timestamp::default(),
+        attempts: 1,
+    };
+    engine.park(Sink::Postgres, vec![parked]).wait().unwrap();
 }
 
 fn changed(original: &Path, name: &str, change: impl FnOnce(&WriteTransaction)) -> (PathBuf, VerifyReport) {
@@ -116,6 +151,57 @@ fn every_index_and_counter_is_compared_with_the_records() {
         ("an agent", without_first!(AGENTS)),
         ("an agent change", without_first!(AGENT_CHANGES)),
         ("a tombstone", without_first!(TOMBSTONES)),
+        ("a copy of an event", without_first!(COPIES)),
+        ("an event that waits", without_first!(HELD)),
+        ("an agent that is followed", without_first!(LEDGER_AGENTS)),
+        (
+            "an event that waits for another transaction",
+            Box::new(|transaction| {
+                let mut table = transaction.open_table(HELD).unwrap();
+                let place = table.pop_first().unwrap().unwrap().1.value();
+                table.insert([0; 20].as_slice(), place).unwrap();
+            }),
+        ),
+        (
+            "a copy that says something else",
+            Box::new(|transaction| {
+                let mut table = transaction.open_table(COPIES).unwrap();
+                let first = table.get(1).unwrap().unwrap().value().to_vec();
+                table.insert(2, first.as_slice()).unwrap();
+            }),
+        ),
+        (
+            "what is acknowledged",
+            Box::new(|transaction| {
+                let mut table = transaction.open_table(COPIES).unwrap();
+                table.pop_last().unwrap();
+            }),
+        ),
+        (
+            "what was observed",
+            Box::new(|transaction| {
+                let mut table = transaction.open_table(OBSERVATIONS).unwrap();
+                let row = table.first().unwrap().unwrap().1.value().to_vec();
+                table.insert("thon", &row[..row.len() - 1]).unwrap();
+            }),
+        ),
+        (
+            "a cursor",
+            Box::new(|transaction| {
+                let mut table = transaction.open_table(SINKS).unwrap();
+                let mut row = table.get(1).unwrap().unwrap().value().to_vec();
+                row[1] = 200;
+                table.insert(1, row.as_slice()).unwrap();
+            }),
+        ),
+        (
+            "a parked entry",
+            Box::new(|transaction| {
+                let mut table = transaction.open_table(PARKED).unwrap();
+                let row = table.first().unwrap().unwrap().1.value().to_vec();
+                table.insert([1, 0, 0, 0, 0, 0, 0, 0, 0, 99].as_slice(), row.as_slice()).unwrap();
+            }),
+        ),
         ("a receipt", without_first!(RECEIPTS)),
         ("a receipt's age", without_first!(RECEIPT_AGES)),
         (

@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::args::GlobalArgs;
-use super::failure::{Exit, Failure};
+use super::failure::Failure;
 use super::logging;
 use super::output::Output;
 use crate::app;
@@ -119,28 +119,12 @@ pub fn serve(args: ServeArgs, global: &GlobalArgs, variable: &dyn Fn(&str) -> Op
         return Err(Failure::usage("--json is for commands that print something; for logs there is --log-format json"));
     }
     let settings = args.resolve(variable)?.settings;
-    refuse_replication(&settings)?;
     logging::start(settings.log);
     app::serve(settings).map_err(|error| {
         // Into the log, in the log's format: whoever reads that wants to know why it ends here.
         tracing::error!("{error}");
         Failure::Told(Failure::from(error).exit())
     })
-}
-
-/// This version keeps everything local. Starting anyway would let people believe that it is central.
-fn refuse_replication(settings: &ServeSettings) -> Result<(), Failure> {
-    let replication = &settings.replication;
-    let (what, setting) = match (&replication.redis, &replication.postgres) {
-        (Some(_), _) => ("Redis", Setting::RedisUrl),
-        (None, Some(_)) => ("PostgreSQL", Setting::PostgresUrl),
-        (None, None) => return Ok(()),
-    };
-    let words = format!(
-        "this version does not replicate to {what} yet; start it without {setting} (flag, environment and configuration \
-         file), and everything is kept in the local file"
-    );
-    Err(Failure::Because(Exit::Configuration, words))
 }
 
 /// `tradepost config`.
@@ -204,18 +188,5 @@ mod tests {
             let expected = if untouched.contains(&row.setting) { Source::Default } else { Source::Flag };
             assert_eq!(row.source, expected, "{}", row.setting);
         }
-    }
-
-    #[test]
-    fn a_central_url_is_refused_in_words_while_nothing_replicates() {
-        for (line, words) in [
-            ("tradepost serve --redis-url redis://h", "to Redis yet"),
-            ("tradepost serve --in-memory --postgres-url postgres://h/db", "to PostgreSQL yet"),
-        ] {
-            let refusal = refuse_replication(&resolved(line).unwrap().settings).unwrap_err();
-            assert_eq!(refusal.exit(), Exit::Configuration);
-            assert!(format!("{refusal:?}").contains(words), "{refusal:?}");
-        }
-        assert!(refuse_replication(&resolved("tradepost serve --in-memory").unwrap().settings).is_ok());
     }
 }

@@ -97,12 +97,13 @@ pub fn read_token(file: &Path) -> Result<SecretString, ConfigError> {
 pub struct CentralUrl {
     secret: SecretString,
     redacted: String,
+    schemes: &'static [&'static str],
     file: Option<PathBuf>,
 }
 
 impl CentralUrl {
     /// Takes a URL whose scheme is one of `schemes`.
-    pub(super) fn parse(text: &str, schemes: &[&str]) -> Result<Self, String> {
+    pub(super) fn parse(text: &str, schemes: &'static [&'static str]) -> Result<Self, String> {
         let expected = format!("must be a URL that begins with {}://", schemes.join(":// or "));
         let Some(parts) = UrlParts::split(text) else {
             return Err(format!("{expected}, and its password may hold / ? # @ only percent-encoded"));
@@ -110,11 +111,11 @@ impl CentralUrl {
         if !schemes.contains(&parts.scheme) || text.chars().any(|c| c.is_whitespace() || c.is_control()) {
             return Err(expected);
         }
-        Ok(Self { secret: SecretString::from(text), redacted: parts.redacted(), file: None })
+        Ok(Self { secret: SecretString::from(text), redacted: parts.redacted(), schemes, file: None })
     }
 
     /// Reads the URL in a file's first line.
-    pub(super) fn read(path: &Path, schemes: &[&str]) -> Result<Self, ConfigError> {
+    pub(super) fn read(path: &Path, schemes: &'static [&'static str]) -> Result<Self, ConfigError> {
         let file = read_file(path, LARGEST_SECRET_BYTES)?;
         let url = Self::parse(file.first_line(), schemes).map_err(|reason| ConfigError::new(&file.place, reason))?;
         if url.has_password() {
@@ -136,6 +137,15 @@ impl CentralUrl {
     /// The file that it came from, to read again.
     pub fn file(&self) -> Option<&Path> {
         self.file.as_deref()
+    }
+
+    /// Reads it again from its file. `None` for one that came from elsewhere, and so cannot have changed.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read, holds no such URL, or is readable by others.
+    pub fn reread(&self) -> Result<Option<Self>, ConfigError> {
+        self.file.as_deref().map(|file| Self::read(file, self.schemes)).transpose()
     }
 }
 

@@ -276,7 +276,7 @@ impl Picked<'_> {
         &mut self,
         direct: Setting,
         in_file: Setting,
-        schemes: &[&str],
+        schemes: &'static [&'static str],
     ) -> Result<Option<CentralUrl>, ConfigError> {
         let file = self.path(in_file)?;
         let typed = self.layers.find(direct);

@@ -96,9 +96,9 @@ fn record(new: NewTransaction, session: &mut Session<'_, '_>) -> Result<Receipt<
         };
     }
     let at = session.batch.recording_time(session.moment.now);
-    let transaction_id = match new.transaction_id {
-        Some(id) => id,
-        None => TransactionId::mint(at, session.random_bytes()),
+    let (transaction_id, is_minted) = match new.transaction_id {
+        Some(id) => (id, false),
+        None => (TransactionId::mint(at, session.random_bytes()), true),
     };
     let facts = Arc::new(new.facts);
     let event = Event {
@@ -118,7 +118,7 @@ fn record(new: NewTransaction, session: &mut Session<'_, '_>) -> Result<Receipt<
         amount: facts.amount.to_f64(),
         at,
     });
-    if session.batch.holds_events_for(&transaction_id)? {
+    if !is_minted && session.batch.holds_events_for(&transaction_id)? {
         // Others decided about it before it was recorded here: they were waiting for this.
         merge(&transaction_id, Vec::new(), session)?;
         let stored = require(&transaction_id, session)?;

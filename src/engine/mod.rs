@@ -4,7 +4,7 @@
 //! and the [`Pending`] answer arrives once they are durable. Queries read a snapshot and the published view beside it,
 //! without a lock, on the caller's thread.
 //!
-//! Deliberately absent: HTTP, configuration, and anything about Redis or PostgreSQL.
+//! Deliberately absent: HTTP, configuration, and connections to Redis or PostgreSQL; [`replica`] is what those see of it.
 
 mod agents;
 mod command;

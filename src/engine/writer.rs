@@ -211,9 +211,10 @@ impl Writer {
             let mut purged = 0;
             let mut forgotten = Vec::new();
             batch.grow_to(age);
+            let oldest_minute = minute_of(moment.now).saturating_sub(WINDOW_MINUTES + 1);
+            batch.count_loads_from(oldest_minute);
             if housekeeping {
                 purged = purged.max(batch.purge_receipts(age.before(RECEIPTS_KEPT), MAX_PURGE)?);
-                let oldest_minute = minute_of(moment.now).saturating_sub(WINDOW_MINUTES + 1);
                 purged = purged.max(batch.purge_loads(oldest_minute, MAX_PURGE)?);
                 purged = purged.max(batch.purge_tombstones(moment.now, MAX_PURGE)?);
                 let kept_from = age.before(REMOTE_AGENTS_KEPT);

@@ -229,6 +229,7 @@ mod tests {
         EventId, Facts, JsonObject, Money, NodeId, ResolutionOutcome, Timestamp, Total, Transaction, TransactionId,
         TransactionStatus, Ttl,
     };
+    use crate::engine::replica::SinkStatus;
     use crate::engine::{self, LeaseState};
     use crate::http::dto::agents::{Profile, balances};
     use crate::http::dto::operations::{SinkShown, Sinks, StatusShown, StoreShown};
@@ -321,7 +322,10 @@ mod tests {
                     uptime_seconds: 1,
                     listen: &["127.0.0.1:7700".into()],
                     store: StoreShown { path: None, bytes: 1, agents: 1, transactions: 1, events: 1 },
-                    sinks: Sinks { redis: SinkShown::off(), postgres: SinkShown::off() },
+                    sinks: Sinks {
+                        redis: SinkShown::of(&SinkStatus::default()),
+                        postgres: SinkShown::of(&SinkStatus::default()),
+                    },
                 }),
             ),
         ];

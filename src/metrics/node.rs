@@ -13,6 +13,9 @@ const COMMIT_BUCKETS: [f64; 15] =
 
 const BATCH_BUCKETS: [f64; 13] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0];
 
+const CONFLICT_REASONS: [&str; 5] =
+    ["concurrent_decision", "concurrent_resolution", "unseen_decision", "transaction_id_conflict", "malformed"];
+
 /// Up to the deadline of a request, 30 s.
 const REQUEST_BUCKETS: [f64; 14] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0];
@@ -33,6 +36,20 @@ impl Node {
         )
         .with_label_values(&[env!("CARGO_PKG_VERSION")])
         .set(1);
+        let ledger_conflicts = registered(
+            to,
+            IntCounterVec::new(
+                Opts::new(
+                    "tradepost_ledger_conflicts_total",
+                    "Disagreements that came to light when events of several nodes met here.",
+                ),
+                &["reason"],
+            ),
+        );
+        // All there from the start, so that a rate over the first one is right.
+        for reason in CONFLICT_REASONS {
+            ledger_conflicts.with_label_values(&[reason]);
+        }
         #[cfg(target_os = "linux")]
         to.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
             .expect("every family is registered once");
@@ -51,16 +68,7 @@ impl Node {
                         .buckets(BATCH_BUCKETS.to_vec()),
                 ),
             ),
-            ledger_conflicts: registered(
-                to,
-                IntCounterVec::new(
-                    Opts::new(
-                        "tradepost_ledger_conflicts_total",
-                        "Disagreements that came to light when events of several nodes met here.",
-                    ),
-                    &["reason"],
-                ),
-            ),
+            ledger_conflicts,
             http_requests: registered(
                 to,
                 IntCounterVec::new(

@@ -13,7 +13,7 @@ use super::error::StoreError;
 use super::query;
 use super::records::{BalanceV1, ReceiptV1, StoreAge, TotalsV2, TransactionV1, status_code};
 use super::sinks::Acknowledged;
-use super::tables::{self, LoadKey, OPEN_SCOPE, Roles, Tally, TxKey, id_key, index_key, meta, minute_of};
+use super::tables::{self, LoadKey, OPEN_SCOPE, ParsedTally, Roles, Tally, TxKey, id_key, index_key, meta, minute_of};
 use super::{Head, events, log};
 use crate::domain::fold::{Fold, fold};
 use crate::domain::transaction::Finality;
@@ -52,6 +52,7 @@ pub struct Batch<'t> {
     known_numbers: HashMap<AgentId, u32>,
     balances: HashMap<(u32, Currency), BalanceV1>,
     loads: HashMap<(u32, u32, Capability), u32>,
+    load_window_from: u32,
 }
 
 /// A transaction with all its events.
@@ -93,6 +94,7 @@ impl<'t> Batch<'t> {
             known_numbers: HashMap::new(),
             balances: HashMap::new(),
             loads: HashMap::new(),
+            load_window_from: 0,
         })
     }
 
@@ -350,6 +352,9 @@ impl<'t> Batch<'t> {
         capability: &Capability,
     ) -> Result<Option<&mut u32>, StoreError> {
         let minute = minute_of(at);
+        if minute < self.load_window_from {
+            self.forget_loads_through(minute);
+        }
         if minute < self.head.totals.loads_from {
             return Ok(None);
         }
@@ -362,6 +367,15 @@ impl<'t> Batch<'t> {
         Ok(Some(self.loads.get_mut(&key).expect("inserted above")))
     }
 
+    /// Loads of minutes before `minute` are not asked for any more, and not counted.
+    pub fn count_loads_from(&mut self, minute: u32) {
+        self.load_window_from = minute;
+    }
+
+    fn forget_loads_through(&mut self, minute: u32) {
+        self.head.totals.loads_from = self.head.totals.loads_from.max(minute.saturating_add(1));
+    }
+
     /// Forgets at most `limit` load counts of minutes before `minute`.
     pub fn purge_loads(&mut self, minute: u32, limit: usize) -> Result<usize, StoreError> {
         let range = Tally::loads_from(0)..Tally::loads_from(minute);
@@ -372,8 +386,8 @@ impl<'t> Batch<'t> {
             .map(|entry| entry.map(|(key, _)| key.value().to_vec()))
             .collect::<Result<Vec<_>, _>>()?;
         self.changed |= !due.is_empty();
-        if !due.is_empty() {
-            self.head.totals.loads_from = self.head.totals.loads_from.max(minute);
+        if let Some(ParsedTally::Load(last)) = due.last().and_then(|key| Tally::parse(key)) {
+            self.forget_loads_through(last.minute);
         }
         for key in &due {
             self.tallies.remove(key.as_slice())?;

@@ -1,6 +1,6 @@
 //! The registry within a batch: agents of this node and of others, the changes to be told, tombstones, observations.
 //!
-//! A local agent has one entry in the agent changes, a remote one none. A tombstone remembers the version of a deletion
+//! A local agent that this file claims has one entry in the agent changes, others have none. A tombstone remembers the version of a deletion
 //! for as long as its lease could run elsewhere, and beyond that while its epoch lies ahead of the clock: forgotten
 //! before, a registration that a wrong clock dated would stand above every later one.
 
@@ -16,7 +16,7 @@ use crate::domain::{Agent, AgentId, AgentVersion, Observation, Timestamp};
 /// Whether a change of an agent is news for the registry of other nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Publish {
-    /// It is: a local agent moves to the end of the agent changes.
+    /// It is: a local agent that is claimed moves to the end of the agent changes.
     Yes,
     /// It is not, such as an expiry, which every node sees for itself.
     No,
@@ -52,7 +52,8 @@ impl Batch<'_> {
                 self.take_tombstone(id)?.and_then(|tombstone| tombstone.change_seq)
             }
         };
-        let change_seq = match (agent.is_local(self.node_id()), publish, previous) {
+        let is_local = agent.is_local(self.node_id());
+        let change_seq = match (is_local && agent.claimed, publish, previous) {
             (true, Publish::No, Some(seq)) => Some(seq),
             (true, _, previous) => Some(self.next_change(id, previous)?),
             (false, _, previous) => {
@@ -60,7 +61,7 @@ impl Batch<'_> {
                 None
             }
         };
-        if change_seq.is_some() {
+        if is_local {
             self.follow(&agent.agent_id)?;
         } else {
             self.unfollow(&agent.agent_id)?;
@@ -218,13 +219,13 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// The ids of all agents that this node has observed, and of all that it owns. For a change of identity only.
+    /// The ids of all agents that this node owns, and of all that it has observed. For a change of identity only.
     pub fn local_and_observed(&self) -> Result<(Vec<AgentId>, Vec<AgentId>), StoreError> {
         let mut local = Vec::new();
         for entry in self.agents.iter()? {
-            let (id, row) = entry?;
-            if codec::decode::<AgentV2>(row.value())?.change_seq.is_some() {
-                local.push(AgentId::from_stored(id.value()));
+            let agent = codec::decode::<AgentV2>(entry?.1.value())?.into_domain()?;
+            if agent.is_local(self.node_id()) {
+                local.push(agent.agent_id);
             }
         }
         let observed = self

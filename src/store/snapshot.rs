@@ -33,7 +33,7 @@ pub struct Load {
     pub count: u32,
 }
 
-/// A local agent that changed.
+/// A local agent that is claimed and has changed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChangedAgent {
     /// The number of its change.
@@ -160,13 +160,27 @@ impl Snapshot {
         Ok(changes)
     }
 
+    /// How many agents changed after `change_seq`.
+    pub fn changes_len(&self, change_seq: u64) -> Result<u64, StoreError> {
+        Ok(self.table(tables::AGENT_CHANGES)?.range(change_seq.saturating_add(1)..)?.count() as u64)
+    }
+
     /// What this node has observed of agents' work and has not been told to be held centrally.
     pub fn unacked_observations(&self) -> Result<Vec<Observation>, StoreError> {
+        self.observations_where(|observation| observation.total != observation.acked)
+    }
+
+    /// All that this node has observed of agents' work.
+    pub fn all_observations(&self) -> Result<Vec<Observation>, StoreError> {
+        self.observations_where(|_| true)
+    }
+
+    fn observations_where(&self, wanted: impl Fn(&Observation) -> bool) -> Result<Vec<Observation>, StoreError> {
         let mut observations = Vec::new();
         for entry in self.table(tables::OBSERVATIONS)?.iter()? {
             let (id, row) = entry?;
             let observation = codec::decode::<ObservationV1>(row.value())?.into_domain(id.value());
-            if observation.total != observation.acked {
+            if wanted(&observation) {
                 observations.push(observation);
             }
         }

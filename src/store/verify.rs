@@ -3,6 +3,9 @@
 //! redb's own checksums first; then the hash chain of the ledger log, the fold of every transaction, every index row
 //! and every counter against the records, in both directions, so that nothing is missing and nothing is left over.
 
+mod registry;
+mod replica;
+
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
@@ -11,19 +14,16 @@ use redb::{ReadableDatabase, ReadableTable, ReadableTableMetadata};
 use super::absorb::decisive;
 use super::codec;
 use super::error::{OpenError, StoreError};
-use super::events::{self, EntryV1, Place};
+use super::events::{self, Place};
 use super::log::{self, LogRow};
-use super::records::{
-    AgentV2, BalanceV1, EventV1, ObservationV1, ReceiptV1, TombstoneV2, TotalsV2, TransactionV1, status_code,
-};
-use super::sinks::{ParkedV1, parse_parked_key};
+use super::records::{BalanceV1, EventV1, TotalsV2, TransactionV1, status_code};
 use super::snapshot::Snapshot;
 use super::tables::{
-    self, LoadKey, OPEN_SCOPE, ParsedTally, Roles, Tally, TxKey, held_key, id_key, index_key, index_target, minute_of,
+    self, LoadKey, OPEN_SCOPE, ParsedTally, Roles, Tally, TxKey, id_key, index_key, index_target, minute_of,
 };
 use super::{guarded, open_error, open_stopped};
 use crate::domain::fold::fold;
-use crate::domain::{Capability, Currency, EventBody, Identity, ParkedKey};
+use crate::domain::{Capability, Currency, EventBody, Identity};
 
 /// The most findings that are kept in words; further ones are only counted.
 const MAX_FINDINGS: usize = 100;
@@ -157,84 +157,6 @@ impl Check<'_> {
             }
             self.report.events += 1;
             self.step("ledger log", self.report.events, length);
-        }
-        Ok(())
-    }
-
-    /// Copies of other nodes' events: no gap, and each is a record of what it should be.
-    fn copies(&mut self) -> Result<(), StoreError> {
-        let table = self.snapshot.table(tables::COPIES)?;
-        let length = table.len()?;
-        let mut expected = 1;
-        for entry in table.iter()? {
-            let (number, row) = entry?;
-            let number = number.value();
-            if number != expected {
-                self.report.find(format!("copies: {expected} is missing, {number} follows"));
-            }
-            expected = number + 1;
-            if let Err(error) = codec::decode::<EntryV1>(row.value()) {
-                self.report.find(format!("copies: {number}: {error}"));
-            }
-            self.report.events += 1;
-            self.step("copies", number, length);
-        }
-        Ok(())
-    }
-
-    /// Events that wait for their transaction to be recorded.
-    fn held(&mut self, seen: &mut HashSet<u64>) -> Result<(), StoreError> {
-        let copies = self.snapshot.table(tables::COPIES)?;
-        let ids = self.snapshot.table(tables::TRANSACTION_IDS)?;
-        for entry in self.snapshot.table(tables::HELD)?.iter()? {
-            let (key, bits) = entry?;
-            let place = Place::from_bits(bits.value());
-            let Place::Copy(number) = place else {
-                self.report.find(format!("held events: {place} was written here and waits for nothing"));
-                continue;
-            };
-            if !seen.insert(bits.value()) {
-                self.report.find(format!("held events: {place} is shown as well"));
-            }
-            let event = match events::read_copy(&copies, number) {
-                Ok(entry) => entry.event,
-                Err(error) => {
-                    self.report.find(format!("held events: {error}"));
-                    continue;
-                }
-            };
-            if key.value() != held_key(&event.transaction_id, event.event_id) {
-                self.report.find(format!("held events: {place} is filed under another id"));
-            }
-            if ids.get(id_key(&event.transaction_id).as_slice())?.is_some() {
-                self.report.find(format!("held events: {place} waits for what is here"));
-            }
-        }
-        Ok(())
-    }
-
-    /// What replication keeps: cursors within what there is, parked entries that exist.
-    fn sinks(&mut self) -> Result<(), StoreError> {
-        let (totals, postgres) = (self.snapshot.totals()?, self.snapshot.postgres_state()?);
-        let redis = self.snapshot.redis_state()?;
-        if postgres.acked_seq > totals.events || postgres.acked_copies > totals.copies {
-            self.report.find("postgres: more is acknowledged than there is".to_owned());
-        }
-        if redis.acked_change_seq > totals.change_seq {
-            self.report.find("redis: more is acknowledged than there is".to_owned());
-        }
-        for entry in self.snapshot.table(tables::PARKED)?.iter()? {
-            let (key, row) = entry?;
-            let exists = match parse_parked_key(key.value()) {
-                Some((_, ParkedKey::Seq(seq))) => (1..=totals.events).contains(&seq),
-                Some((_, ParkedKey::Copy(number))) => (1..=totals.copies).contains(&number),
-                Some((_, ParkedKey::Agent(_))) => true,
-                None => false,
-            };
-            if !exists {
-                self.report.find("parked entries: one that is not there is parked".to_owned());
-            }
-            codec::decode::<ParkedV1>(row.value())?;
         }
         Ok(())
     }
@@ -433,94 +355,6 @@ impl Check<'_> {
                 "totals: {} events and {stored:?} transactions by status, but {} and {counted:?} were found",
                 totals.events, expected.totals.events
             ));
-        }
-        Ok(())
-    }
-
-    /// The registry, its changes and the numbers of agents.
-    fn agents(&mut self) -> Result<(), StoreError> {
-        let totals = self.snapshot.totals()?;
-        let agents = self.snapshot.table(tables::AGENTS)?;
-        let tombstones = self.snapshot.table(tables::TOMBSTONES)?;
-        let changes = self.snapshot.table(tables::AGENT_CHANGES)?;
-        let mut changed = Vec::new();
-        for entry in agents.iter()? {
-            let (id, row) = entry?;
-            let record: AgentV2 = codec::decode(row.value())?;
-            let change_seq = record.change_seq;
-            changed.extend(change_seq.map(|seq| (id.value().to_owned(), seq)));
-            let agent = record.into_domain()?;
-            if change_seq.is_some() != agent.is_local(self.identity.node_id) {
-                self.report.find(format!("agent {}: its changes are told by another than its owner", agent.agent_id));
-            }
-            if agent.agent_id.as_str() != id.value() {
-                self.report.find(format!("agent {}: filed under {}", agent.agent_id, id.value()));
-            }
-            if tombstones.get(id.value())?.is_some() {
-                self.report.find(format!("agent {}: both registered and deleted", agent.agent_id));
-            }
-            self.report.agents += 1;
-            self.step("agents", self.report.agents, totals.agents);
-        }
-        for entry in tombstones.iter()? {
-            let (id, row) = entry?;
-            let tombstone: TombstoneV2 = codec::decode(row.value())?;
-            if tombstone.revision > totals.revision_floor {
-                self.report.find(format!("agent {}: deleted at a revision above the floor", id.value()));
-            }
-            changed.extend(tombstone.change_seq.map(|seq| (id.value().to_owned(), seq)));
-        }
-        for (id, seq) in &changed {
-            let listed = changes.get(*seq)?.is_some_and(|found| found.value() == id);
-            if !listed || *seq > totals.change_seq {
-                self.report.find(format!("agent {id}: its change {seq} is not among the agent changes"));
-            }
-        }
-        if changes.len()? != changed.len() as u64 {
-            self.report.find(format!("agent changes: {} rows, but {} belong there", changes.len()?, changed.len()));
-        }
-        if totals.agents != self.report.agents {
-            self.report.find(format!("totals: {} agents, but {} were found", totals.agents, self.report.agents));
-        }
-        for entry in self.snapshot.table(tables::OBSERVATIONS)?.iter()? {
-            let (id, row) = entry?;
-            let observation = codec::decode::<ObservationV1>(row.value())?.into_domain(id.value());
-            let (total, acked) = (observation.total, observation.acked);
-            if total.successes < acked.successes || total.failures < acked.failures {
-                self.report.find(format!("agent {}: more is acknowledged than was observed of it", id.value()));
-            }
-        }
-        let mut numbers = HashSet::new();
-        for entry in self.snapshot.table(tables::AGENT_NUMBERS)?.iter()? {
-            let (id, number) = entry?;
-            let number = number.value();
-            if number == OPEN_SCOPE || number > totals.numbered_agents || !numbers.insert(number) {
-                self.report.find(format!("agent {}: its number {number} is not its own", id.value()));
-            }
-        }
-        if numbers.len() != totals.numbered_agents as usize {
-            self.report.find(format!(
-                "agent numbers: {} rows, but {} were given",
-                numbers.len(),
-                totals.numbered_agents
-            ));
-        }
-        Ok(())
-    }
-
-    /// Idempotency keys and their ages, one to one.
-    fn receipts(&mut self) -> Result<(), StoreError> {
-        let receipts = self.snapshot.table(tables::RECEIPTS)?;
-        let ages = self.snapshot.table(tables::RECEIPT_AGES)?;
-        for entry in receipts.iter()? {
-            let (key, row) = entry?;
-            let receipt: ReceiptV1 = codec::decode(row.value())?;
-            if ages.get(&tables::receipt_age_key(receipt.at, key.value()))?.is_none() {
-                self.report.find(format!("idempotency key for {}: it would never be forgotten", receipt.subject));
-            }
-        }
-        if receipts.len()? != ages.len()? {
-            self.report.find(format!("idempotency keys: {} rows, but {} ages", receipts.len()?, ages.len()?));
         }
         Ok(())
     }

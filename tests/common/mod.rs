@@ -3,9 +3,12 @@
 
 #![allow(dead_code, reason = "every test binary compiles this module and uses a part of it")]
 
+pub mod central;
 pub mod clock;
 pub mod http;
 pub mod postgres;
+pub mod proxy;
+pub mod redis;
 pub mod routes;
 pub mod sidecar;
 

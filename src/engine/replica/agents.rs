@@ -96,8 +96,8 @@ fn absorb(remote: RemoteAgent, session: &mut Session<'_, '_>) -> Result<Taken, S
         } else if held.version == told.version
             && !local
             && let Some(lease) = session.lease(&held.agent_id)
+            && lease.confirm(session.moment, remaining)
         {
-            lease.confirm(session.moment, remaining);
             session.after_commit(Effect::Rewatch(held.agent_id));
         }
         return Ok(if given_up { Taken::Yes } else { Taken::No });

@@ -100,8 +100,8 @@ impl Engine {
         let monotonic = self.core().clock.monotonic();
         let view = self.core().view();
         let changes = self.core().store.snapshot()?.changes_after(change_seq, max)?;
-        let told = changes.into_iter().filter_map(|ChangedAgent { change_seq, agent_id, state }| match state {
-            ChangedState::Registered(agent) if agent.claimed => {
+        let told = changes.into_iter().map(|ChangedAgent { change_seq, agent_id, state }| match state {
+            ChangedState::Registered(agent) => {
                 let lease = view.directory.get(&agent_id).map(|entry| &entry.lease);
                 let remaining = match lease {
                     _ if agent.expired => Duration::ZERO,
@@ -109,14 +109,21 @@ impl Engine {
                     // Committed a moment ago and not published yet: its lease has just begun.
                     None => agent.ttl.duration(),
                 };
-                Some(AgentChange::Put { change_seq, agent, remaining })
+                AgentChange::Put { change_seq, agent, remaining }
             }
-            ChangedState::Registered(_) => None,
-            ChangedState::Deleted { version, keep } => {
-                Some(AgentChange::Removed { change_seq, agent_id, version, keep })
-            }
+            ChangedState::Deleted { version, keep } => AgentChange::Removed { change_seq, agent_id, version, keep },
         });
         Ok(told.collect())
+    }
+
+    /// Whether an agent lives here.
+    pub fn is_local(&self, id: &AgentId) -> bool {
+        self.core().view().directory.get(id).is_some_and(|entry| entry.local)
+    }
+
+    /// How many local agents changed after `change_seq`, those that this file does not claim included.
+    pub fn changes_len(&self, change_seq: u64) -> Result<u64, Error> {
+        Ok(self.core().store.snapshot()?.changes_len(change_seq)?)
     }
 
     /// The leases of the agents that live here and that this file claims.
@@ -151,12 +158,11 @@ impl Engine {
     pub fn renew_remote(&self, leases: &[(AgentId, Duration)]) {
         let moment = self.core().moment();
         let view = self.core().view();
-        for (id, remaining) in leases {
-            if let Some(entry) = view.directory.get(id).filter(|entry| !entry.local) {
-                entry.lease.confirm(moment, *remaining);
-            }
-        }
-        self.rewatch(leases.iter().map(|(id, _)| id.clone()).collect());
+        let ends_earlier = leases.iter().filter(|(id, remaining)| {
+            let entry = view.directory.get(id).filter(|entry| !entry.local);
+            entry.is_some_and(|entry| entry.lease.confirm(moment, *remaining))
+        });
+        self.rewatch(ends_earlier.map(|(id, _)| id.clone()).collect());
     }
 
     /// Takes away remote agents: deleted, where the version is above the agent's, or else expired. A newer agent stays,
@@ -208,6 +214,11 @@ impl Engine {
     /// What was observed here of agents' work, their owners being here or elsewhere, and is not known to be held by Redis.
     pub fn observations(&self) -> Result<Vec<Observation>, Error> {
         Ok(self.core().store.snapshot()?.unacked_observations()?)
+    }
+
+    /// All that was observed here, for a Redis that has lost what it held.
+    pub fn all_observations(&self) -> Result<Vec<Observation>, Error> {
+        Ok(self.core().store.snapshot()?.all_observations()?)
     }
 
     /// Redis holds these counters.

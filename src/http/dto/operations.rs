@@ -5,6 +5,7 @@ use utoipa::ToSchema;
 
 use super::{Shown, schema};
 use crate::domain::{NodeId, Timestamp};
+use crate::engine::replica::{ParkedEntry, ParkedKey, SinkStatus};
 
 /// Whether the process, or its store, answers.
 #[derive(Debug, Serialize, ToSchema)]
@@ -52,7 +53,7 @@ pub(crate) struct Sinks {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = SinkStatus)]
 pub(crate) struct SinkShown {
-    /// `off` when it is not configured.
+    /// `off` when it is not configured; else `connecting`, `catching_up`, `live`, `backoff` or `halted`.
     pub(crate) state: &'static str,
     /// What it has not acknowledged yet.
     pub(crate) backlog: u64,
@@ -64,23 +65,54 @@ pub(crate) struct SinkShown {
     pub(crate) last_error: Option<String>,
     #[schema(value_type = Option<schema::Time>, required = true)]
     pub(crate) last_success_at: Option<Shown<Timestamp>>,
+    /// What an operator should know besides, such as agents that were registered anew elsewhere.
+    pub(crate) notes: Vec<String>,
 }
 
 impl SinkShown {
-    /// A sink that is not configured.
-    pub(crate) fn off() -> Self {
-        Self { state: "off", backlog: 0, lag_seconds: 0.0, parked: 0, last_error: None, last_success_at: None }
+    pub(crate) fn of(status: &SinkStatus) -> Self {
+        Self {
+            state: status.state.as_str(),
+            backlog: status.backlog,
+            lag_seconds: status.lag.as_secs_f64(),
+            parked: status.parked,
+            last_error: status.last_error.clone(),
+            last_success_at: status.last_success_at.map(Shown),
+            notes: status.notes.clone(),
+        }
     }
 }
 
 /// An entry that a sink refuses for its own content.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct ParkedEntry {
-    /// The agent or the event that is set aside.
-    pub(crate) id: String,
-    /// Why.
+#[schema(as = ParkedEntry)]
+pub(crate) struct ParkedShown {
+    /// What is set aside: `seq:` and the place of an event in this node's ledger log, `copy:` and the number of another
+    /// node's event, or `agent:` and an agent's id.
+    pub(crate) entry: String,
+    /// Why, in the sink's words.
     pub(crate) reason: String,
+    /// Why, as the sink's code: an SQLSTATE, the first word of a Redis error, or `transaction_id_conflict`.
+    pub(crate) code: String,
     /// Since when.
     #[schema(value_type = schema::Time)]
     pub(crate) parked_at: Shown<Timestamp>,
+    /// How often it was tried.
+    pub(crate) attempts: u32,
+}
+
+impl ParkedShown {
+    pub(crate) fn of(parked: &ParkedEntry) -> Self {
+        Self {
+            entry: match &parked.key {
+                ParkedKey::Seq(seq) => format!("seq:{seq}"),
+                ParkedKey::Copy(number) => format!("copy:{number}"),
+                ParkedKey::Agent(agent_id) => format!("agent:{agent_id}"),
+            },
+            reason: parked.reason.clone(),
+            code: parked.code.clone(),
+            parked_at: Shown(parked.parked_at),
+            attempts: parked.attempts,
+        }
+    }
 }

@@ -1,50 +1,23 @@
 //! The server's own state: health, status, metrics, sinks, and the description of this API.
 
-use std::str::FromStr;
-
 use axum::extract::State;
-use axum::http::HeaderValue;
+use axum::http::{HeaderValue, StatusCode};
 
+use crate::engine::PageRequest;
+use crate::engine::replica::{Sink, SinkRequest, SinkState};
 use crate::http::Api;
 use crate::http::call::{Call, expect_nothing};
-use crate::http::dto::operations::{Health, ParkedEntry, SinkShown, Sinks, StatusShown, StoreShown};
+use crate::http::dto::operations::{Health, ParkedShown, SinkShown, Sinks, StatusShown, StoreShown};
 use crate::http::dto::{List, Shown};
 use crate::http::openapi;
 use crate::http::problem::{Code, Problem};
-use crate::http::query;
+use crate::http::query::{self, Value};
 use crate::http::reply::{Answer, Reply, read_aside};
 
-/// The central systems that there can be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sink {
-    Redis,
-    Postgres,
-}
-
-impl FromStr for Sink {
-    type Err = Problem;
-
-    fn from_str(name: &str) -> Result<Self, Problem> {
-        match name {
-            "redis" => Ok(Self::Redis),
-            "postgres" => Ok(Self::Postgres),
-            _ => Err(Problem::new(Code::NotFound, "there is no such sink; there are redis and postgres")),
-        }
-    }
-}
-
-impl Sink {
-    fn of(call: &Call) -> Result<Self, Problem> {
-        call.path_text("sink").unwrap_or_default().parse()
-    }
-
-    fn not_configured(self) -> Problem {
-        let name = match self {
-            Self::Redis => "redis",
-            Self::Postgres => "postgres",
-        };
-        Problem::new(Code::NotFound, format!("the sink {name} is not configured"))
-    }
+/// The sink that a path names.
+fn sink_of(call: &Call) -> Result<Sink, Problem> {
+    let name = call.path_text("sink").unwrap_or_default();
+    Sink::parse(name).ok_or_else(|| Problem::new(Code::NotFound, "there is no such sink; there are redis and postgres"))
 }
 
 /// Whether the process answers.
@@ -63,18 +36,40 @@ pub(crate) async fn livez(call: Call) -> Answer {
     get, path = "/readyz", tag = "operations",
     params(("sync" = Option<String>, Query, pattern = "^(0|1|true|false)$",
         description = "`1` asks for the configured central systems too")),
-    responses((status = 200, description = "It does", body = Health))
+    responses(
+        (status = 200, description = "It does", body = Health),
+        (status = 503, description = "`store_unavailable`: it does not; or, with `sync=1`, a sink is not reached"),
+    )
 )]
 pub(crate) async fn readyz(State(api): State<Api>, call: Call) -> Answer {
     let mut parameters = call.query()?;
     let sync = parameters.optional("sync")?;
     parameters.finish()?;
     let words = [("0", false), ("1", true), ("false", false), ("true", true)];
-    // No sink is configured, so that none can be missing: the answer is the store's alone.
-    sync.map(|value| value.one_of(&words)).transpose()?;
+    let sync = sync.map(|value| value.one_of(&words)).transpose()?.unwrap_or(false);
 
-    read_aside(move || api.engine.ready()).await?;
+    let engine = api.engine.clone();
+    read_aside(move || engine.ready()).await?;
+    if sync {
+        require_central(&api)?;
+    }
     Reply::json(&Health { status: "ready" }).into()
+}
+
+/// Every configured sink is connected, whatever it still lacks.
+fn require_central(api: &Api) -> Result<(), Problem> {
+    for sink in Sink::ALL {
+        let status = api.engine.sinks().status(sink);
+        match status.state {
+            SinkState::Off | SinkState::CatchingUp | SinkState::Live => {}
+            SinkState::Connecting | SinkState::Backoff | SinkState::Halted => {
+                let reason = status.last_error.as_deref().unwrap_or("it has not been reached yet");
+                let detail = format!("the sink {} is {}: {reason}", sink.as_str(), status.state.as_str());
+                return Err(Problem::new(Code::StoreUnavailable, detail));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Metrics in the text exposition format.
@@ -111,7 +106,10 @@ pub(crate) async fn status(State(api): State<Api>, call: Call) -> Answer {
             transactions: store.transactions,
             events: store.events,
         },
-        sinks: Sinks { redis: SinkShown::off(), postgres: SinkShown::off() },
+        sinks: Sinks {
+            redis: SinkShown::of(&api.engine.sinks().status(Sink::Redis)),
+            postgres: SinkShown::of(&api.engine.sinks().status(Sink::Postgres)),
+        },
     })
     .into()
 }
@@ -129,8 +127,8 @@ pub(crate) async fn status(State(api): State<Api>, call: Call) -> Answer {
         (status = 404, description = "`not_found`: there is no such sink, or it is not configured"),
     )
 )]
-pub(crate) async fn retry_sink(call: Call) -> Answer {
-    command_sink(call).await
+pub(crate) async fn retry_sink(State(api): State<Api>, call: Call) -> Answer {
+    ask_sink(&api, call, SinkRequest::Retry).await
 }
 
 /// Send everything to a sink again.
@@ -146,17 +144,23 @@ pub(crate) async fn retry_sink(call: Call) -> Answer {
         (status = 404, description = "`not_found`: there is no such sink, or it is not configured"),
     )
 )]
-pub(crate) async fn resync_sink(call: Call) -> Answer {
-    command_sink(call).await
+pub(crate) async fn resync_sink(State(api): State<Api>, call: Call) -> Answer {
+    ask_sink(&api, call, SinkRequest::Resync).await
 }
 
-async fn command_sink(mut call: Call) -> Answer {
+/// Asking twice comes to the same as asking once, so an idempotency key is only checked.
+async fn ask_sink(api: &Api, mut call: Call, request: SinkRequest) -> Answer {
     let body = call.optional_body().await?;
     call.no_query()?;
     let key = call.idempotency_key()?;
     expect_nothing(&body)?;
     call.bind(key, &body)?;
-    Err(Sink::of(&call)?.not_configured())
+    let sink = sink_of(&call)?;
+    if api.engine.sinks().status(sink).state == SinkState::Off {
+        return Err(Problem::new(Code::NotFound, format!("the sink {} is not configured", sink.as_str())));
+    }
+    api.engine.sinks().request(sink, request);
+    Reply::empty(StatusCode::ACCEPTED).into()
 }
 
 /// What a sink refuses for its own content.
@@ -168,22 +172,22 @@ async fn command_sink(mut call: Call) -> Answer {
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
     ),
     responses(
-        (status = 200, description = "One page; empty for a sink that is not configured", body = List<ParkedEntry>),
+        (status = 200, description = "One page; empty for a sink that is not configured", body = List<ParkedShown>),
         (status = 404, description = "`not_found`: there is no such sink"),
     )
 )]
-pub(crate) async fn parked_entries(call: Call) -> Answer {
+pub(crate) async fn parked_entries(State(api): State<Api>, call: Call) -> Answer {
     let mut parameters = call.query()?;
     let limit = parameters.optional("limit")?;
     let cursor = parameters.optional("cursor")?;
     parameters.finish()?;
-    query::limit(limit)?;
-    if cursor.is_some() {
-        return Err(Problem::invalid("cursor", "is not one that this list gave out"));
-    }
-    Sink::of(&call)?;
+    let limit = query::limit(limit)?;
+    let cursor = cursor.map(Value::into_text);
+    let sink = sink_of(&call)?;
 
-    Reply::json(&List::<ParkedEntry> { items: Vec::new(), next_cursor: None }).into()
+    let page = read_aside(move || api.engine.parked(sink, PageRequest { limit, cursor: cursor.as_deref() })).await?;
+    let items: Vec<ParkedShown> = page.items.iter().map(ParkedShown::of).collect();
+    Reply::json(&List { items, next_cursor: page.next_cursor }).into()
 }
 
 /// This document.

@@ -157,6 +157,7 @@ impl Postgres {
         link.fence = Some(to);
         self.follow.wrote(pushed.xid);
         self.engine.save_postgres(after).await?;
+        self.ring_for(offers.iter().map(|offer| &offer.entry));
         self.report_conflicts(pushed.conflicts).await?;
         self.drain.limit = (self.drain.limit * 2).min(MAX_EVENTS);
         self.drain.in_pieces = pushed.in_pieces;

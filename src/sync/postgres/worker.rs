@@ -21,12 +21,12 @@ use super::pull;
 use super::schema;
 use super::session::Session;
 use crate::clock::Clock;
-use crate::domain::{CopyNumber, LogPosition};
+use crate::domain::{CopyNumber, LedgerEntry, LogPosition};
 use crate::engine::Engine;
 use crate::engine::replica::{CommitMark, Sink, SinkRequest};
-use crate::sync::CurrentUrl;
 use crate::sync::driver::{Backlog, Destination, Round};
 use crate::sync::state::{Failure, FailureClass};
+use crate::sync::{CurrentUrl, Ring};
 
 /// How long after traffic others are looked for often.
 const BUSY_FOR: Duration = Duration::from_secs(60);
@@ -49,6 +49,7 @@ pub struct Postgres {
     pub(super) drain: Drain,
     pub(super) follow: Follow,
     rhythm: Rhythm,
+    ring: Option<Ring>,
     notes: Vec<String>,
 }
 
@@ -74,6 +75,7 @@ impl Postgres {
             drain: Drain::new(),
             follow: Follow::new(legacy_writers.then_some(SWEEP_EVERY)),
             rhythm: Rhythm::new(),
+            ring: None,
             notes: Vec::new(),
         }
     }
@@ -82,6 +84,24 @@ impl Postgres {
     #[must_use]
     pub fn sweeping_every(self, every: Duration) -> Self {
         Self { follow: Follow::new(Some(every)), ..self }
+    }
+
+    /// Rings at the parties of what is delivered, so that their nodes look for it at once.
+    #[must_use]
+    pub fn with_ring(self, ring: Ring) -> Self {
+        Self { ring: Some(ring), ..self }
+    }
+
+    /// Rings for those parties of these events that live elsewhere.
+    pub(super) fn ring_for<'a>(&self, delivered: impl Iterator<Item = &'a LedgerEntry>) {
+        let Some(ring) = &self.ring else { return };
+        for entry in delivered {
+            for party in [&entry.payer_agent, &entry.provider_agent] {
+                if !self.engine.is_local(party) {
+                    ring(party);
+                }
+            }
+        }
     }
 
     /// Tells the operator something that is not an error, here and in the log.
@@ -117,7 +137,9 @@ impl Postgres {
             round.more |= followed.more;
             self.rhythm.read(followed.pulled > 0);
         }
-        round.pause = self.rhythm.pause().min(self.drain.until_retry()).min(self.follow.until_sweep());
+        let due = self.rhythm.pause().min(self.drain.until_retry()).min(self.follow.until_sweep());
+        // Whatever is due and cannot be done yet must not spin.
+        round.pause = due.max(SHORTEST_PAUSE / 4);
         if !round.more && round.pause >= IDLE_PAUSES.0 / 2 {
             // Thousands of idle nodes are cheap for a server that does not hold a process for each.
             link.session = None;

@@ -1,0 +1,225 @@
+//! Taking in what other nodes and older clients wrote: documents become remote agents, one engine write for many.
+//!
+//! Newer wins, and the engine says what is newer; what is not is left as it is. Documents under this node's own id are
+//! never taken in: those that this file did not write say that another file goes by its id.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::Pipeline;
+
+use super::document::{self, Sighting};
+use super::keys::{self, HeldVersion};
+use super::link::Link;
+use super::told::{Theirs, remaining_of};
+use crate::clock::Clock;
+use crate::domain::{Agent, AgentId, AgentVersion, NodeId};
+use crate::engine::replica::{AgentChange, RemoteAgent};
+use crate::engine::{Engine, Error, LeaseState};
+use crate::sync::state::{Failure, FailureClass};
+
+/// How many documents are asked for at once.
+pub const PAGE: usize = 200;
+/// How many documents that cannot be read are remembered, for people to look at.
+const REMEMBERED: usize = 100;
+
+/// What lies in Redis under an agent's id.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Found {
+    /// The id, as it stands in the keys.
+    pub agent_id: String,
+    /// What Redis remembers of it.
+    pub held: Option<HeldVersion>,
+    /// The document, if it was asked for and is there.
+    pub document: Option<Vec<u8>>,
+    /// How long the document lives yet; `None` if there is none.
+    pub remaining: Option<Duration>,
+}
+
+impl Found {
+    /// The deletion that Redis remembers, if it is one of this version or an older one.
+    pub fn deletion_of(&self, version: AgentVersion) -> Option<AgentVersion> {
+        match self.held {
+            Some(HeldVersion::Removed(deletion)) if deletion > version => Some(deletion),
+            _ => None,
+        }
+    }
+}
+
+/// What taking in came to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Taken {
+    /// Agents that are new here, or newer.
+    pub agents: u64,
+    /// Whether Redis holds something under this node's id that this file did not write.
+    pub is_forked: bool,
+}
+
+/// Asks for documents and versions.
+pub async fn look(link: &Link, agent_ids: &[String], documents: bool) -> Result<Vec<Found>, Failure> {
+    let mut found = Vec::with_capacity(agent_ids.len());
+    for ids in agent_ids.chunks(PAGE) {
+        let mut pipeline = Pipeline::with_capacity(ids.len() + 2);
+        pipeline.cmd("MGET").arg(ids.iter().map(|id| keys::version(id)).collect::<Vec<_>>());
+        if documents {
+            pipeline.cmd("MGET").arg(ids.iter().map(|id| keys::document(id)).collect::<Vec<_>>());
+        }
+        for id in ids {
+            pipeline.cmd("PTTL").arg(keys::document(id));
+        }
+        let mut answers = link.values(&pipeline).await?.into_iter();
+        let mut next = || answers.next().unwrap_or_default();
+        let versions: Vec<Option<Vec<u8>>> = link.read(next())?;
+        let mut texts: Vec<Option<Vec<u8>>> = if documents { link.read(next())? } else { vec![None; ids.len()] };
+        for (index, id) in ids.iter().enumerate() {
+            let pttl: i64 = link.read(next())?;
+            found.push(Found {
+                agent_id: id.clone(),
+                held: versions.get(index).and_then(Option::as_deref).and_then(HeldVersion::parse),
+                document: texts.get_mut(index).and_then(Option::take),
+                remaining: (pttl != -2).then(|| remaining_of(pttl)),
+            });
+        }
+    }
+    Ok(found)
+}
+
+/// What comes in, and what is to be known for it from one document to the next.
+pub struct Intake {
+    engine: Engine,
+    clock: Arc<dyn Clock>,
+    /// The last document of each agent that an older client wrote: seen again unchanged, it is no news.
+    strangers: HashMap<AgentId, u64>,
+    /// Why documents were not taken, by agent.
+    unreadable: BTreeMap<String, String>,
+    /// Agents that were registered anew elsewhere, newest last.
+    superseded: Vec<AgentId>,
+}
+
+impl Intake {
+    /// Nothing came in yet.
+    pub fn new(engine: Engine, clock: Arc<dyn Clock>) -> Self {
+        Self { engine, clock, strangers: HashMap::new(), unreadable: BTreeMap::new(), superseded: Vec::new() }
+    }
+
+    /// Takes in what was found.
+    pub async fn take(&mut self, found: Vec<Found>) -> Result<Taken, Failure> {
+        let own_id = self.engine.identity().node_id;
+        let mut taken = Taken::default();
+        let (mut agents, mut renewed, mut suspicious) = (Vec::new(), Vec::new(), Vec::new());
+        for found in found {
+            let Some((agent, remaining, print)) = self.read(&found) else { continue };
+            if agent.node_id() == own_id {
+                suspicious.push((agent.agent_id, agent.version));
+            } else if print.is_some_and(|print| self.strangers.get(&agent.agent_id) == Some(&print))
+                && self.is_alive(&agent.agent_id)
+            {
+                renewed.push((agent.agent_id, remaining));
+            } else {
+                if let Some(print) = print {
+                    self.strangers.insert(agent.agent_id.clone(), print);
+                }
+                agents.push(RemoteAgent { agent, remaining });
+            }
+        }
+        self.engine.renew_remote(&renewed);
+        if !agents.is_empty() {
+            let absorbed = self.engine.absorb_agents(agents).await.map_err(store_failure)?;
+            taken.agents = absorbed.taken as u64;
+            self.superseded.extend(absorbed.superseded);
+        }
+        Ok(taken)
+    }
+
+    /// Takes in what a script found there instead of ours.
+    pub async fn take_theirs(&mut self, agent_id: &AgentId, theirs: Theirs) -> Result<Taken, Failure> {
+        let found = Found {
+            agent_id: agent_id.as_str().to_owned(),
+            held: Some(theirs.held),
+            remaining: theirs.document.as_ref().map(|_| theirs.remaining),
+            document: theirs.document,
+        };
+        self.take(vec![found]).await
+    }
+
+    /// Whether Redis holds, under this node's id, what this file did not write: then it is a copy, or an old backup.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn is_of_another_file(&self, suspicious: &[(AgentId, AgentVersion)]) -> Result<bool, Failure> {
+        if suspicious.is_empty() {
+            return Ok(false);
+        }
+        // A search of all changes, for a suspicion that hardly ever comes: nothing else tells a deletion of some minutes
+        // ago from an agent that this file never had.
+        let changes = self.engine.changes_after(0, usize::MAX).map_err(store_failure)?;
+        let ours: HashMap<&AgentId, AgentVersion> = changes
+            .iter()
+            .map(|change| match change {
+                AgentChange::Put { agent, .. } => (&agent.agent_id, agent.version),
+                AgentChange::Removed { agent_id, version, .. } => (agent_id, *version),
+            })
+            .collect();
+        Ok(suspicious.iter().any(|(id, version)| ours.get(id).is_none_or(|ours| ours < version)))
+    }
+
+    /// Only then is an unchanged document no news: what has expired comes back by being taken in.
+    fn is_alive(&self, agent_id: &AgentId) -> bool {
+        self.engine.agent(agent_id).is_ok_and(|held| held.lease != LeaseState::Expired)
+    }
+
+    fn read(&mut self, found: &Found) -> Option<(Agent, Duration, Option<u64>)> {
+        let (document, remaining) = (found.document.as_deref()?, found.remaining?);
+        let deletion = match found.held {
+            Some(HeldVersion::Removed(version)) => Some(version),
+            _ => None,
+        };
+        let sighting = Sighting { now: self.clock.now(), remaining, deletion };
+        match document::read(&found.agent_id, document, sighting) {
+            Ok(agent) => {
+                self.unreadable.remove(&found.agent_id);
+                let print = (agent.node_id() == NodeId::NIL).then(|| {
+                    let mut hasher = DefaultHasher::new();
+                    (document, deletion).hash(&mut hasher);
+                    hasher.finish()
+                });
+                Some((agent, remaining, print))
+            }
+            Err(error) => {
+                let is_news = !self.unreadable.contains_key(&found.agent_id);
+                if is_news && self.unreadable.len() < REMEMBERED {
+                    tracing::warn!(agent_id = found.agent_id, reason = %error, "a document in Redis is not taken");
+                    self.unreadable.insert(found.agent_id.clone(), error.to_string());
+                }
+                None
+            }
+        }
+    }
+
+    /// Forgets what was seen of an agent that is gone.
+    pub fn forget(&mut self, agent_id: &AgentId) {
+        self.strangers.remove(agent_id);
+        self.unreadable.remove(agent_id.as_str());
+    }
+
+    /// What an operator should know.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if let Some(last) = self.superseded.last() {
+            let count = self.superseded.len();
+            notes.push(format!("{count} agents of this node were registered anew on another, the last one {last}"));
+        }
+        if let Some((agent_id, reason)) = self.unreadable.last_key_value() {
+            let count = self.unreadable.len();
+            notes.push(format!("{count} documents are not taken, such as that of {agent_id:?}: {reason}"));
+        }
+        notes
+    }
+}
+
+/// The engine's store failed, or is too busy.
+pub fn store_failure(error: Error) -> Failure {
+    Failure::new(FailureClass::Store, error.to_string())
+}

@@ -1,0 +1,352 @@
+//! Redis as a sink: what a connection begins with, and what one round of work is.
+//!
+//! A round tells Redis what changed here, renews what is due, reads what changed elsewhere, and looks through one page of
+//! all ids if that is under way. Everything that a round does may be done again, so a round that fails is simply left.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng, RngExt};
+use redis::{PushInfo, PushKind, Value};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::bells::{OUTCOMES, Ringer};
+use super::intake::{Intake, store_failure};
+use super::keys;
+use super::leases::Leases;
+use super::link::Link;
+use super::scan::{Scan, Why};
+use super::scripts::Scripts;
+use super::stream::{self, Origin, Position};
+use crate::clock::{Clock, SystemClock};
+use crate::domain::{AgentId, AgentVersion};
+use crate::engine::Engine;
+use crate::engine::PageRequest;
+use crate::engine::replica::{
+    AgentChange, CommitMark, ForkReason, ParkedKey, RedisState, RegistryLink, Sink, SinkRequest,
+};
+use crate::sync::CurrentUrl;
+use crate::sync::driver::{Backlog, Destination, Round};
+use crate::sync::state::Failure;
+
+/// How often it is asked whether this is still the same data on the same server.
+const ORIGIN_EVERY: Duration = Duration::from_secs(5);
+/// How many bells of observers may wait; one more is found when the lease is renewed.
+const HEARD: usize = 1_024;
+/// Among so many changes the oldest is looked for that says when it was made; deletions do not.
+const LOOKED_AT: usize = 16;
+
+/// The registry in Redis.
+pub struct Redis {
+    pub(super) engine: Engine,
+    url: CurrentUrl,
+    stale_for: Duration,
+    /// Rung when another node says that PostgreSQL has something for us.
+    rung: Arc<Notify>,
+    ringer: Ringer,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) scripts: Arc<Scripts>,
+    pub(super) intake: Intake,
+    pub(super) random: StdRng,
+    forked: bool,
+}
+
+/// A connection, and what is known over it.
+pub struct Session {
+    pub(super) link: Link,
+    pub(super) state: RedisState,
+    /// What of `state` is not stored yet.
+    pub(super) unsaved: bool,
+    pub(super) cursor: Position,
+    pub(super) origin: Origin,
+    origin_due: Instant,
+    pub(super) leases: Leases,
+    /// The changes up to which leases and channels are those of the agents that live here.
+    pub(super) leased_seq: Option<u64>,
+    /// How often outcomes of each local agent were written when they were read last.
+    pub(super) written: HashMap<AgentId, Vec<u8>>,
+    /// Local agents of which observers rang.
+    pub(super) heard: mpsc::Receiver<AgentId>,
+    pub(super) listening: HashSet<AgentId>,
+    /// The observations that have been offered.
+    pub(super) offered_seq: Option<u64>,
+    pub(super) parked: HashSet<AgentId>,
+    pub(super) scan: Option<Scan>,
+    pub(super) scan_due: Instant,
+    pub(super) scans: u32,
+    /// Agents that Redis had lost when it was looked through after a break.
+    pub(super) unconfirmed: HashMap<AgentId, AgentVersion>,
+    pub(super) expiry_due: Instant,
+    pub(super) extent_due: Instant,
+    /// How many nodes there seem to be, and remote agents.
+    pub(super) fleet: (usize, usize),
+    /// Up to where deletions have been told again, while that goes on.
+    pub(super) sweep: Option<u64>,
+    pub(super) sweep_due: Option<Instant>,
+    pub(super) sweep_found: bool,
+    ringing: JoinHandle<Failure>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.ringing.abort();
+    }
+}
+
+impl Session {
+    /// Has it asked again, at once, which data and which server this is.
+    pub(super) fn origin_is_due(&mut self, now: Instant) {
+        self.origin_due = now;
+    }
+}
+
+impl Redis {
+    /// Replicates `engine`'s registry to where `url` says. `rung` is notified when another node has put something into
+    /// PostgreSQL that concerns an agent of this one.
+    pub fn new(engine: Engine, url: CurrentUrl, stale_for: Duration, rung: Arc<Notify>) -> Self {
+        engine.registry_link(RegistryLink::Down { stale_for });
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+        Self {
+            intake: Intake::new(engine.clone(), Arc::clone(&clock)),
+            engine,
+            url,
+            stale_for,
+            rung,
+            ringer: Ringer::default(),
+            clock,
+            scripts: Arc::default(),
+            random: rand::make_rng(),
+            forked: false,
+        }
+    }
+
+    /// Sends on the rings for agents of other nodes that come by this rope.
+    #[must_use]
+    pub fn with_ringer(self, ringer: Ringer) -> Self {
+        Self { ringer, ..self }
+    }
+
+    async fn session(&mut self) -> Result<Session, Failure> {
+        let (said, heard) = mpsc::channel(HEARD);
+        let rung = Arc::clone(&self.rung);
+        let url = self.url.load_full();
+        let link = Link::connect(&url, &self.scripts, move |info| {
+            match bell_of(info) {
+                // A full queue loses nothing for good: renewing the lease tells that outcomes were written.
+                Some((agent_id, true)) => drop(said.try_send(agent_id)),
+                Some((_, false)) => rung.notify_one(),
+                None => {}
+            }
+        })
+        .await?;
+        let origin = stream::origin(&link, &fresh_nonce(&mut self.random)).await?;
+        let extent = stream::extent(&link).await?;
+        let mut state = self.engine.redis_state().map_err(store_failure)?;
+        if state.nonce.as_ref() != Some(&origin.nonce) {
+            state = RedisState::default();
+        }
+        let cursor = state.stream_cursor.as_deref().and_then(Position::parse);
+        let now = Instant::now();
+        let ringing = tokio::spawn(self.ringer.clone().ring_over(link.clone()));
+        let mut session = Session {
+            link,
+            state,
+            unsaved: true,
+            cursor: cursor.filter(|cursor| extent.continues(*cursor)).unwrap_or(extent.last),
+            origin,
+            origin_due: now + ORIGIN_EVERY,
+            leases: Leases::default(),
+            leased_seq: None,
+            written: HashMap::new(),
+            heard,
+            listening: HashSet::new(),
+            offered_seq: None,
+            parked: self.parked()?,
+            scan: None,
+            scan_due: now,
+            scans: 0,
+            unconfirmed: HashMap::new(),
+            expiry_due: now,
+            extent_due: now,
+            fleet: (1, 0),
+            sweep: None,
+            sweep_due: None,
+            sweep_found: false,
+            ringing,
+        };
+        self.after_break(&mut session);
+        Ok(session)
+    }
+
+    /// What may have been missed is looked for, and what Redis may have lost is told again.
+    pub(super) fn after_break(&self, session: &mut Session) {
+        session.scan = Some(Scan::new(Why::Break, false, &self.engine));
+        // Told anew, every document begins with its lease.
+        if session.state.acked_change_seq > 0 {
+            session.leases.renew_all(&self.engine.local_leases(), Instant::now());
+        }
+        session.leased_seq = None;
+        session.sweep = Some(0);
+        session.written.clear();
+        session.offered_seq = None;
+        session.state.run_id = Some(session.origin.run_id.clone());
+        session.state.stream_cursor = Some(session.cursor.to_string());
+        session.unsaved = true;
+    }
+
+    /// Asks, every few seconds, whether this is still the same data on the same server.
+    pub(super) async fn check_origin(&mut self, session: &mut Session, now: Instant) -> Result<(), Failure> {
+        if now < session.origin_due {
+            return Ok(());
+        }
+        let origin = stream::origin(&session.link, &fresh_nonce(&mut self.random)).await?;
+        session.origin_due = now + ORIGIN_EVERY;
+        if origin == session.origin {
+            return Ok(());
+        }
+        tracing::info!("Redis was emptied or replaced; the registry is told again");
+        if origin.nonce != session.origin.nonce {
+            session.state = RedisState::default();
+        }
+        session.origin = origin;
+        session.cursor = stream::extent(&session.link).await?.last;
+        self.after_break(session);
+        Ok(())
+    }
+
+    /// Goes on as a new node, for another file goes by this one's id.
+    pub(super) async fn fork(&mut self, session: &mut Session) -> Result<(), Failure> {
+        let node_id = self.engine.fork(ForkReason::Registry).await.map_err(store_failure)?;
+        tracing::warn!(%node_id, "{}; this file goes on as a new node", ForkReason::Registry);
+        self.forked = true;
+        session.state = self.engine.redis_state().map_err(store_failure)?;
+        self.after_break(session);
+        Ok(())
+    }
+
+    pub(super) async fn save(&self, session: &mut Session) -> Result<(), Failure> {
+        if session.unsaved {
+            self.engine.save_redis(session.state.clone()).await.map_err(store_failure)?;
+            session.unsaved = false;
+        }
+        Ok(())
+    }
+
+    fn parked(&self) -> Result<HashSet<AgentId>, Failure> {
+        let mut parked = HashSet::new();
+        let mut cursor: Option<String> = None;
+        loop {
+            let request = PageRequest { limit: 1_000, cursor: cursor.as_deref() };
+            let page = self.engine.parked(Sink::Redis, request).map_err(store_failure)?;
+            parked.extend(page.items.into_iter().filter_map(|entry| match entry.key {
+                ParkedKey::Agent(agent_id) => Some(agent_id),
+                ParkedKey::Seq(_) | ParkedKey::Copy(_) => None,
+            }));
+            cursor = page.next_cursor;
+            if cursor.is_none() {
+                return Ok(parked);
+            }
+        }
+    }
+
+    /// How long nothing needs to be looked at: longer in a large fleet, which shares one Redis.
+    fn pause(&mut self, session: &Session, now: Instant) -> Duration {
+        let fleet = (1.0 + session.fleet.0 as f64 / 100.0).min(5.0);
+        let poll = Duration::from_millis(self.random.random_range(500..1_000)).mul_f64(fleet);
+        let lease = session.leases.next_due().map_or(poll, |due| due.saturating_duration_since(now));
+        poll.min(lease)
+    }
+}
+
+impl Destination for Redis {
+    type Session = Session;
+
+    const SINK: Sink = Sink::Redis;
+
+    fn backlog(engine: &Engine) -> Result<Backlog, Failure> {
+        let state = engine.redis_state().map_err(store_failure)?;
+        if engine.commits().borrow().change_seq <= state.acked_change_seq {
+            return Ok(Backlog { parked: parked_entries(engine)?, ..Backlog::default() });
+        }
+        let entries = engine.changes_len(state.acked_change_seq).map_err(store_failure)?;
+        let first = engine.changes_after(state.acked_change_seq, LOOKED_AT).map_err(store_failure)?;
+        let oldest = first.iter().find_map(|change| match change {
+            AgentChange::Put { agent, .. } => Some(agent.last_updated),
+            AgentChange::Removed { .. } => None,
+        });
+        Ok(Backlog { entries, oldest, parked: parked_entries(engine)? })
+    }
+
+    fn mark(commit: &CommitMark) -> u64 {
+        // Either moves only forward, so their sum does when one does.
+        commit.change_seq.wrapping_add(commit.observation_seq)
+    }
+
+    async fn connect(&mut self) -> Result<Session, Failure> {
+        self.session().await
+    }
+
+    async fn round(&mut self, session: &mut Session, requests: &[SinkRequest]) -> Result<Round, Failure> {
+        for request in requests {
+            match request {
+                SinkRequest::Retry => self.retry_parked(session).await?,
+                SinkRequest::Resync => {
+                    session.state.acked_change_seq = 0;
+                    self.after_break(session);
+                }
+            }
+        }
+        let now = Instant::now();
+        self.check_origin(session, now).await?;
+        let (pushed, more_to_push) = self.push(session).await?;
+        self.renew(session, now).await?;
+        self.offer(session).await?;
+        self.fold(session).await?;
+        self.sweep(session, now).await?;
+        let (pulled, more_to_pull) = self.pull(session, now).await?;
+        let scanned = self.scan(session, now).await?;
+        self.ask_for_expiring(session, now).await?;
+        self.save(session).await?;
+        let searching = session.scan.as_ref().is_some_and(|scan| scan.why() == Why::Break && !scan.has_seen_all());
+        let more = more_to_push || more_to_pull || searching;
+        Ok(Round { pushed, pulled: pulled + scanned, more, pause: self.pause(session, now) })
+    }
+
+    fn lost(&mut self) {
+        self.engine.registry_link(RegistryLink::Down { stale_for: self.stale_for });
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let mut notes = self.intake.notes();
+        if self.forked {
+            notes.push(format!("{}; it went on as a new node", ForkReason::Registry));
+        }
+        notes
+    }
+}
+
+fn parked_entries(engine: &Engine) -> Result<u64, Failure> {
+    let page = engine.parked(Sink::Redis, PageRequest { limit: 1_000, cursor: None }).map_err(store_failure)?;
+    Ok(page.items.len() as u64)
+}
+
+/// The agent whose bell was rung, and whether an observer rang.
+fn bell_of(info: PushInfo) -> Option<(AgentId, bool)> {
+    if info.kind != PushKind::Message {
+        return None;
+    }
+    let mut words = info.data.into_iter();
+    let (Some(Value::BulkString(channel)), Some(Value::BulkString(said))) = (words.next(), words.next()) else {
+        return None;
+    };
+    let agent_id = std::str::from_utf8(&channel).ok()?.strip_prefix(keys::BELL)?;
+    Some((AgentId::from_stored(agent_id), said == OUTCOMES))
+}
+
+fn fresh_nonce(random: &mut dyn Rng) -> String {
+    format!("{:032x}", random.random::<u128>())
+}
