@@ -501,3 +501,24 @@ fn a_bell_reaches_the_owner_at_once() {
     println!("the slowest of 20 bells took {slowest:?}");
     assert!(slowest < Duration::from_millis(300), "{slowest:?}");
 }
+
+#[test]
+fn an_idle_node_asks_little() {
+    const WATCHED: Duration = Duration::from_secs(12);
+    let server = RedisServer::start();
+    let (a, b) = (Node::start(&server.url()), Node::start(&server.url()));
+    a.register("thon", 3_600);
+    wait("the agent at B", || discovers(&b, "thon"));
+    a.settled();
+    b.settled();
+    let commands = || -> u64 {
+        let info: String = server.command(&["INFO", "stats"]);
+        let line = info.lines().find_map(|line| line.strip_prefix("total_commands_processed:"));
+        line.expect("it is counted").trim().parse().expect("a number")
+    };
+    let before = commands();
+    thread::sleep(WATCHED);
+    let per_minute = (commands() - before) as f64 / 2.0 * 60.0 / WATCHED.as_secs_f64();
+    println!("an idle node sends {per_minute:.0} commands a minute");
+    assert!(per_minute < 400.0, "{per_minute}");
+}

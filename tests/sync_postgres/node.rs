@@ -40,11 +40,11 @@ impl Node {
     /// The same, replicating.
     pub fn start(file: &Path, agent: &str, url: &str) -> Self {
         let mut node = Self::open(file, agent);
-        node.replicate(url, false);
+        node.replicate(url, None);
         node
     }
 
-    pub fn replicate(&mut self, url: &str, legacy_writers: bool) {
+    pub fn replicate(&mut self, url: &str, sweep_every: Option<Duration>) {
         let (stop, stopped) = watch::channel(false);
         let (engine, bell) = (self.engine.clone(), Arc::clone(&self.bell));
         let url = Arc::new(ArcSwap::from_pointee(SecretString::from(url)));
@@ -63,7 +63,11 @@ impl Node {
                 bell,
             };
             let tasks = tokio::task::LocalSet::new();
-            tasks.block_on(&runtime, drive(Postgres::new(engine, clock, url, legacy_writers), surroundings));
+            let mut postgres = Postgres::new(engine, clock, url, false);
+            if let Some(every) = sweep_every {
+                postgres = postgres.sweeping_every(every);
+            }
+            tasks.block_on(&runtime, drive(postgres, surroundings));
         });
         self.sync = Some((stop, thread));
     }

@@ -197,9 +197,9 @@ fn a_copied_file_becomes_a_node_of_its_own_and_nothing_is_lost() {
     a.decide("t1", Decision::Settle);
     copy.decide("t1", dispute("from the copy"));
     let (mut a, mut copy) = (a, copy);
-    a.replicate(&market.url, false);
+    a.replicate(&market.url, None);
     a.drained();
-    copy.replicate(&market.url, false);
+    copy.replicate(&market.url, None);
     copy.drained();
     assert_eq!(a.engine.node_id(), node_id);
     assert_ne!(copy.engine.identity().node_id, node_id);
@@ -269,6 +269,50 @@ fn an_emptied_database_is_refilled_by_nodes_that_do_nothing_else() {
     assert_eq!(market.events(), before);
 }
 
+/// Copies a stopped cluster, or puts a copy back in its place.
+fn copy_cluster(from: &std::path::Path, to: &std::path::Path) {
+    let run = |program: &str, words: &[&std::ffi::OsStr]| {
+        let status = std::process::Command::new(program).args(words).status().expect("it is a basic program");
+        assert!(status.success(), "{program} {words:?}");
+    };
+    run("rm", &["-rf".as_ref(), to.as_os_str()]);
+    run("cp", &["-a".as_ref(), from.as_os_str(), to.as_os_str()]);
+}
+
+#[test]
+fn a_database_put_back_to_an_older_state_gets_everything_again() {
+    let mut market = Market::open();
+    let (mut a, b) = market.parties();
+    let life = |a: &Node, b: &Node, name: &str| {
+        for number in 0..10 {
+            let id = format!("{name}{number}");
+            a.record(&id, "genesis", "thon", "1");
+            b.sees(&id, "there", |_| true);
+            b.decide(&id, Decision::Settle);
+            a.sees(&id, "settled", |t| t.status == TransactionStatus::Settled);
+        }
+        b.drained();
+    };
+    life(&a, &b, "early");
+    market.server.stop();
+    let (data, backup) = (market.server.data(), market.server.directory().join("backup"));
+    copy_cluster(&data, &backup);
+    market.server.resume();
+    life(&a, &b, "late");
+    let before = market.events();
+    assert_eq!(before.len(), 40);
+    market.server.stop();
+    copy_cluster(&backup, &data);
+    // Only the provider is there to tell, and nobody writes anything.
+    a.isolate();
+    market.server.resume();
+    wait_for("everything to be there again", || (market.events() == before).then_some(()));
+    assert_eq!(market.sql("SELECT count(*) FROM marketplace_transactions WHERE status = 'settled'"), "20");
+    a.replicate(&market.url, None);
+    life(&a, &b, "after");
+    assert_eq!(market.events().len(), 60);
+}
+
 #[test]
 fn a_poisoned_row_is_parked_and_delivered_on_request() {
     let market = Market::open();
@@ -315,7 +359,7 @@ fn a_locked_row_is_gone_around_and_delivered_when_it_is_free() {
 fn older_clients_are_adopted_and_heard() {
     let market = Market::open();
     let mut b = Node::open(&market.file("b"), "thon");
-    b.replicate(&market.url, true);
+    b.replicate(&market.url, Some(Duration::from_secs(2)));
     wait_for("the tables", || (b.state() == SinkState::Live).then_some(()));
     market.sql("ALTER TABLE marketplace_transactions ALTER COLUMN amount TYPE DECIMAL(10,2)");
     market.sql(

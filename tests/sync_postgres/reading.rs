@@ -133,11 +133,14 @@ fn an_idle_look_at_a_large_history_reads_no_history() {
                     gen_random_uuid(), i, '' FROM generate_series(1, 30000) i;",
         );
         server.sql("market", "ANALYZE marketplace_transaction_events");
+        // Sessions tell the statistics what they did a second later, at the end of a transaction.
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
         session.begin(Access::Snapshot, Limits::default()).await.expect("a transaction");
         let may = may_identify(&session).await.expect("an answer");
         let seen = glance(&session, STRANGER, None, may).await.expect("a look");
         session.commit().await.expect("a commit");
         let since = Horizon::parse(&seen.snapshot).expect("a snapshot");
+        tokio::time::sleep(Duration::from_millis(500)).await;
         let before = server.sql("market", "SELECT seq_scan FROM pg_stat_user_tables WHERE relname LIKE '%events'");
         let started = Instant::now();
         for _ in 0..20 {

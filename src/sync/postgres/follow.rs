@@ -15,8 +15,6 @@ use crate::domain::{AgentId, Canary, PostgresState, TransactionId};
 
 /// How many own pushes are left out of a read.
 const MAX_OWN: usize = 1_000;
-/// How often the marks of older clients are looked for where they are said to write.
-const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// How many rows are adopted in one transaction.
 const ADOPTED_AT_ONCE: i64 = 500;
 /// How often a cursor that moved while nothing was for us is written down.
@@ -26,7 +24,8 @@ const SWEEP: Limits = Limits { statement: Duration::from_secs(60), lock: Duratio
 
 /// What was learned about following, kept across connections.
 pub struct Follow {
-    legacy_writers: bool,
+    /// How often the marks of older clients are looked for, if they are said to write.
+    sweep_every: Option<Duration>,
     next_sweep: Option<Instant>,
     /// A cursor that is further than the one that is stored.
     further: Option<String>,
@@ -43,8 +42,17 @@ pub(super) struct Followed {
 }
 
 impl Follow {
-    pub fn new(legacy_writers: bool) -> Self {
-        Self { legacy_writers, next_sweep: None, further: None, saved: None, own: Vec::new() }
+    pub fn new(sweep_every: Option<Duration>) -> Self {
+        Self { sweep_every, next_sweep: None, further: None, saved: None, own: Vec::new() }
+    }
+
+    /// How long until the marks of older clients are to be looked for.
+    pub fn until_sweep(&self) -> Duration {
+        match (self.sweep_every, self.next_sweep) {
+            (None, _) => Duration::MAX,
+            (Some(_), None) => Duration::ZERO,
+            (Some(_), Some(due)) => due.saturating_duration_since(Instant::now()),
+        }
     }
 
     /// We wrote something in this transaction.
@@ -156,7 +164,7 @@ impl Postgres {
     /// Adopts what older clients did: for agents that are new here always, for the others where such clients are said to
     /// write.
     async fn sweep(&mut self, session: &mut Session, covered: &[AgentId], new: &[AgentId]) -> Result<(), Trouble> {
-        let is_due = self.follow.legacy_writers && self.follow.next_sweep.is_none_or(|due| due <= Instant::now());
+        let is_due = self.follow.until_sweep().is_zero();
         let agents: Vec<AgentId> = if is_due { covered.iter().chain(new).cloned().collect() } else { new.to_vec() };
         if agents.is_empty() {
             return Ok(());
@@ -166,7 +174,7 @@ impl Postgres {
             tracing::info!(events = adopted, "adopted what clients without events did");
         }
         if is_due {
-            self.follow.next_sweep = Some(Instant::now() + SWEEP_EVERY);
+            self.follow.next_sweep = self.follow.sweep_every.map(|every| Instant::now() + every);
         }
         Ok(())
     }
