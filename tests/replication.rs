@@ -170,7 +170,7 @@ fn with_both_sinks_down_frozen_or_refusing_every_call_works() {
         assert_eq!(decide(&mut client, &id, &Decision::Dispute), 200);
         client.post(format!("/v1/transactions/{id}/resolve"), &json!({"outcome": "cancelled"})).expect(200);
         client.get("/v1/discovery/search?capability=sql").expect(200);
-        client.get(format!("/v1/discovery/least-loaded?capability=sql")).expect(200);
+        client.get("/v1/discovery/least-loaded?capability=sql").expect(200);
         client.get("/v1/transactions?agent=someone").expect(200);
         client.get("/readyz").expect(200);
         client.get("/metrics").expect(200);
@@ -267,7 +267,7 @@ fn operations_page(mark: &str) -> Vec<String> {
 fn the_rights_that_the_operations_page_grants_are_enough_and_no_more_than_that() {
     let central = Central::start();
     let made = common::sidecar::tradepost()
-        .args(["central", "schema", "--postgres-url", &central.postgres.url("market")])
+        .args(["central", "migrate", "--postgres-url", &central.postgres.url("market")])
         .output()
         .expect("it runs");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
