@@ -8,3 +8,5 @@ mod common;
 mod market;
 #[path = "sync_identity/older_clients.rs"]
 mod older_clients;
+#[path = "sync_identity/registry.rs"]
+mod registry;
