@@ -4,6 +4,8 @@
 
 mod common;
 
+#[path = "sync_identity/ledger.rs"]
+mod ledger;
 #[path = "sync_identity/market.rs"]
 mod market;
 #[path = "sync_identity/older_clients.rs"]
