@@ -4,6 +4,8 @@
 
 mod common;
 
+#[path = "sync_identity/files.rs"]
+mod files;
 #[path = "sync_identity/ledger.rs"]
 mod ledger;
 #[path = "sync_identity/market.rs"]
