@@ -17,6 +17,7 @@ use tradepost::domain::{
     Timestamp, Transaction, TransactionStatus,
 };
 use tradepost::engine::replica::{Absorbed, ForkReason, ParkedEntry, ParkedKey, PostgresState, Sink};
+use tradepost::metrics::Metrics;
 use tradepost::store::verify;
 use tradepost::{Balance, Engine, Error, Location, Options, PageRequest, Precondition, TransactionFilter};
 
@@ -25,6 +26,7 @@ const START: i64 = 1_795_391_431_000_000;
 struct Node {
     engine: Engine,
     clock: Arc<ManualClock>,
+    metrics: Metrics,
     path: std::path::PathBuf,
     directory: Option<tempfile::TempDir>,
 }
@@ -39,9 +41,15 @@ impl Node {
     fn open(path: &Path, seed: u64) -> Self {
         let clock = ManualClock::at(START);
         let location = Location::File(path.to_owned());
-        let options = Options { clock: Arc::clone(&clock) as _, seed: Some(seed), ..Options::new(location) };
+        let metrics = Metrics::default();
+        let options = Options {
+            clock: Arc::clone(&clock) as _,
+            metrics: metrics.clone(),
+            seed: Some(seed),
+            ..Options::new(location)
+        };
         let engine = Engine::open(options).expect("the store opens");
-        Self { engine, clock, path: path.to_owned(), directory: None }
+        Self { engine, clock, metrics, path: path.to_owned(), directory: None }
     }
 
     fn record(&self, id: &str, amount: &str) -> Transaction {
@@ -353,6 +361,37 @@ fn a_copied_file_goes_on_as_another_node_and_takes_in_what_the_original_wrote_si
     assert_eq!(a.transactions(), shown);
     b.assert_clean();
     a.assert_clean();
+}
+
+#[test]
+fn disagreements_are_counted_where_they_meet_and_others_decisions_are_not_ours() {
+    let (a, b) = (Node::new(1), Node::new(2));
+    a.record("t1", "1");
+    b.absorb(a.entries());
+    a.decide("t1", Decision::Settle).unwrap();
+    b.decide("t1", Decision::Cancel { reason: None }).unwrap();
+    b.record("t2", "1");
+    a.record("t2", "9");
+    for _ in 0..2 {
+        a.absorb(b.entries());
+        b.absorb(a.entries());
+    }
+    for (node, own) in
+        [(&a, r#"from_state="pending",to_state="settled""#), (&b, r#"from_state="pending",to_state="cancelled""#)]
+    {
+        let text = node.metrics.render(&node.engine);
+        let has = |line: String| assert!(text.lines().any(|found| found == line), "no line {line} in\n{text}");
+        has(r#"tradepost_ledger_conflicts_total{reason="concurrent_decision"} 1"#.to_owned());
+        has(r#"tradepost_ledger_conflicts_total{reason="transaction_id_conflict"} 1"#.to_owned());
+        has(r#"tradepost_ledger_conflicts_total{reason="unseen_decision"} 0"#.to_owned());
+        has(format!("marketplace_transaction_state_transitions_total{{{own}}} 1"));
+        has(r#"marketplace_transactions_by_status{status="disputed"} 1"#.to_owned());
+        has(r#"marketplace_transactions_by_status{status="pending"} 1"#.to_owned());
+        let transitions =
+            text.lines().filter(|line| line.starts_with("marketplace_transaction_state_transitions_total{"));
+        assert_eq!(transitions.count(), 1);
+    }
+    assert_eq!(a.assert_clean(), b.assert_clean());
 }
 
 /// What a node does in a random history.

@@ -228,8 +228,11 @@ fn what_others_observe_is_folded_once_and_no_takeover_counts_it_twice() {
     assert_eq!(b.observe("thon", true).successful_tasks, 2, "as seen from there");
     c.observe("thon", false);
     a.fold_of(&b);
-    a.fold_of(&c);
-    a.fold_of(&c);
+    // What is not acknowledged is told again.
+    for _ in 0..2 {
+        let seen = c.engine.observations().unwrap().pop().unwrap();
+        a.engine.fold_observations(vec![(seen.agent_id, seen.observer, seen.total)]).wait().unwrap();
+    }
     let folded = a.reputation("thon");
     assert_eq!((folded.successful_tasks, folded.failed_tasks, folded.total_feedback), (2, 1, 3));
     a.tell(&b);
@@ -237,6 +240,7 @@ fn what_others_observe_is_folded_once_and_no_takeover_counts_it_twice() {
     assert_eq!(b.reputation("thon"), folded, "its own part is in the document now");
 
     b.observe("thon", true);
+    c.observe("thon", true);
     c.engine.replace(registration("thon", &["python"]), Precondition::None).wait().unwrap();
     c.fold_of(&a);
     c.fold_of(&b);
@@ -244,8 +248,22 @@ fn what_others_observe_is_folded_once_and_no_takeover_counts_it_twice() {
     c.tell(&b);
     for node in [&a, &b, &c] {
         let reputation = node.reputation("thon");
-        assert_eq!((reputation.successful_tasks, reputation.failed_tasks), (3, 1));
+        assert_eq!((reputation.successful_tasks, reputation.failed_tasks), (4, 1));
     }
+    // Whoever takes it over next finds that the last owner's own counters are folded.
+    let own: Vec<_> =
+        c.engine.observations().unwrap().into_iter().map(|own| (own.agent_id, own.observer, own.total)).collect();
+    assert!(!own.is_empty());
+    b.engine.replace(registration("thon", &["python"]), Precondition::None).wait().unwrap();
+    b.engine.fold_observations(own).wait().unwrap();
+    b.tell(&a);
+    b.tell(&c);
+    for node in [&a, &b, &c] {
+        assert_eq!((node.reputation("thon").successful_tasks, node.reputation("thon").failed_tasks), (4, 1));
+    }
+    c.engine.replace(registration("thon", &["python"]), Precondition::None).wait().unwrap();
+    c.tell(&b);
+
     // Deleted and registered anew, it begins anew: old counters are not folded into it.
     c.engine.unregister(agent_id("thon"), Precondition::None).wait().unwrap();
     c.register("thon");

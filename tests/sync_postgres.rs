@@ -8,5 +8,11 @@ mod access;
 mod batches;
 #[path = "sync_postgres/book.rs"]
 mod book;
+#[path = "sync_postgres/node.rs"]
+mod node;
+#[path = "sync_postgres/parties.rs"]
+mod parties;
+#[path = "sync_postgres/reading.rs"]
+mod reading;
 #[path = "sync_postgres/schema.rs"]
 mod schema;

@@ -104,7 +104,7 @@ impl Repeatable for Register {
     fn run_once(self, session: &mut Session<'_, '_>) -> Result<Once<Profile>, Stop> {
         let existing = session.existing(&self.0.agent_id)?;
         let context = session.agent_context(&self.0.agent_id)?;
-        let agent = agent::register(existing, self.0, context)?;
+        let agent = session.owned(agent::register(existing, self.0, context)?)?;
         let lease = session.put_with_new_lease(&agent)?;
         let subject = agent.agent_id.to_string();
         Ok(Once { value: profile(agent, Some(lease), session), created: true, subject })
@@ -138,7 +138,7 @@ impl Command for Replace {
         self.when.check(&self.registration.agent_id, existing.as_ref())?;
         let created = existing.is_none();
         let context = session.agent_context(&self.registration.agent_id)?;
-        let agent = agent::replace(existing, self.registration, context);
+        let agent = session.owned(agent::replace(existing, self.registration, context))?;
         let lease = session.put_with_new_lease(&agent)?;
         Ok(Receipt { value: profile(agent, Some(lease), session), created, replayed: false })
     }

@@ -177,6 +177,15 @@ impl<'a, 't> Session<'a, 't> {
         Ok(Observation { agent_id: id.clone(), observer: self.mint_observer(), total, acked })
     }
 
+    /// An agent that is this node's from here on, with a reputation that holds what was observed here: whoever owns it
+    /// next is not to fold that again.
+    pub fn owned(&self, mut agent: Agent) -> Result<Agent, Stop> {
+        if let Some(own) = self.batch.observation(&agent.agent_id)? {
+            agent.baseline.insert(own.observer, own.total);
+        }
+        Ok(agent)
+    }
+
     /// A fresh observer id.
     pub fn mint_observer(&mut self) -> ObserverId {
         ObserverId::mint(self.moment.now, self.random_bytes())

@@ -80,48 +80,48 @@ impl Lease {
     /// Renews; when it expires now.
     pub fn renew(&self, moment: Moment, ttl: Ttl) -> Result<Timestamp, Ended> {
         let next = deadline(moment.monotonic, ttl.duration());
-        self.deadline
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |current| {
-                (current != ENDED).then_some(current.max(next))
-            })
-            .map_err(|_| Ended)?;
+        self.set_deadline(|current| current.max(next))?;
         let expires_at = moment.now.after(ttl.duration());
         self.expires_at.store(expires_at.as_micros(), Ordering::Release);
         Ok(expires_at)
     }
 
-    /// A remote agent's: confirmed for `remaining` from now. Nothing happens to a lease that has ended.
-    pub fn confirm(&self, moment: Moment, remaining: Duration) {
-        if self.set_deadline(|_| deadline(moment.monotonic, remaining + ASKING)) {
-            self.confirmed_until.store(deadline(moment.monotonic, remaining), Ordering::Release);
-            self.expires_at.store(moment.now.after(remaining).as_micros(), Ordering::Release);
-            self.unconfirmed.store(false, Ordering::Release);
-        }
+    /// A remote agent's: confirmed for `remaining` from now; whether it ends earlier for that. Nothing happens to a lease
+    /// that has ended.
+    pub fn confirm(&self, moment: Moment, remaining: Duration) -> bool {
+        let next = deadline(moment.monotonic, remaining + ASKING);
+        let Ok(previous) = self.set_deadline(|_| next) else { return false };
+        self.confirmed_until.store(deadline(moment.monotonic, remaining), Ordering::Release);
+        self.expires_at.store(moment.now.after(remaining).as_micros(), Ordering::Release);
+        self.unconfirmed.store(false, Ordering::Release);
+        next < previous
     }
 
     /// A remote agent's: nobody can confirm it now; it lives on for `grace` beyond the time it is confirmed until.
     pub fn hold(&self, grace: Duration) {
         let confirmed_until = Duration::from_micros(self.confirmed_until.load(Ordering::Acquire));
-        self.set_deadline(|current| current.max(deadline(confirmed_until, grace)));
+        // One that has ended has nothing to hold; the same below.
+        self.set_deadline(|current| current.max(deadline(confirmed_until, grace))).ok();
         self.unconfirmed.store(true, Ordering::Release);
     }
 
     /// A remote agent's: it was not found where it should be, and is stale for `grace` from now.
     pub fn doubt(&self, moment: Moment, grace: Duration) {
-        self.set_deadline(|_| deadline(moment.monotonic, grace));
+        self.set_deadline(|_| deadline(moment.monotonic, grace)).ok();
         self.unconfirmed.store(true, Ordering::Release);
     }
 
     /// A remote agent's that was held: it can be confirmed again, and lives on for `grace` at most until it is.
     pub fn release(&self, moment: Moment, grace: Duration) {
         if self.unconfirmed.load(Ordering::Acquire) {
-            self.set_deadline(|current| current.min(deadline(moment.monotonic, grace)));
+            self.set_deadline(|current| current.min(deadline(moment.monotonic, grace))).ok();
         }
     }
 
-    fn set_deadline(&self, next: impl Fn(u64) -> u64) -> bool {
+    /// The deadline before.
+    fn set_deadline(&self, next: impl Fn(u64) -> u64) -> Result<u64, Ended> {
         let set = |current| (current != ENDED).then(|| next(current));
-        self.deadline.fetch_update(Ordering::AcqRel, Ordering::Acquire, set).is_ok()
+        self.deadline.fetch_update(Ordering::AcqRel, Ordering::Acquire, set).map_err(|_| Ended)
     }
 
     /// A remote agent's: whether it runs without being confirmed.
@@ -270,10 +270,11 @@ mod tests {
         assert!(lease.is_stale(seconds(1)) && lease.is_live(seconds(109)) && !lease.is_live(seconds(110)));
         lease.release(moment(50), seconds(20));
         assert!(lease.is_stale(seconds(51)) && lease.is_live(seconds(69)) && !lease.is_live(seconds(70)));
-        lease.confirm(moment(60), seconds(30));
+        assert!(!lease.confirm(moment(60), seconds(30)));
         assert!(!lease.is_stale(seconds(89)) && lease.is_stale(seconds(91)));
         lease.release(moment(61), seconds(1));
         assert!(lease.is_live(seconds(89)), "what is confirmed needs no releasing");
+        assert!(lease.confirm(moment(61), seconds(9)), "it ends earlier than it was watched for");
         lease.doubt(moment(70), seconds(5));
         assert!(lease.is_stale(seconds(71)) && !lease.is_live(seconds(75)));
     }

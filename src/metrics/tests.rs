@@ -168,6 +168,7 @@ fn busy() -> (Metrics, Fake) {
     metrics.settled_after(Duration::from_secs(7));
     metrics.searched(["python", "sql"], 5, Duration::from_micros(40));
     metrics.recommended("python");
+    metrics.ledger_conflict("concurrent_decision", 1);
     metrics.committed(3, Duration::from_micros(300));
     metrics.http_request("/v1/agents", "GET", 200, Duration::from_millis(1));
     metrics.pushed("postgres", 5);
@@ -208,6 +209,7 @@ fn names_types_and_labels_are_those_that_dashboards_know() {
         ("tradepost_store_commit_batch_size", "histogram", "le"),
         ("tradepost_store_file_bytes", "gauge", ""),
         ("tradepost_store_writer_queue_depth", "gauge", ""),
+        ("tradepost_ledger_conflicts_total", "counter", "reason"),
         ("tradepost_http_requests_total", "counter", "method route status"),
         ("tradepost_http_request_duration_seconds", "histogram", "le route"),
         ("tradepost_sync_state", "gauge", "sink state"),

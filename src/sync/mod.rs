@@ -17,6 +17,7 @@ pub mod state;
 pub mod tls;
 
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -28,6 +29,7 @@ use tokio::task::LocalSet;
 
 use self::driver::{Destination, Surroundings, drive, stopping};
 use crate::clock::Clock;
+use crate::domain::AgentId;
 use crate::engine::Engine;
 use crate::metrics::Metrics;
 
@@ -36,6 +38,9 @@ const PANIC_PAUSE: Duration = Duration::from_secs(15);
 
 /// The URL of a central system, as it is at present; read at every connect.
 pub type CurrentUrl = Arc<ArcSwap<SecretString>>;
+
+/// Tells the node of an agent that there is something for it in PostgreSQL. May be lost; never blocks.
+pub type Ring = Rc<dyn Fn(&AgentId)>;
 
 /// What to replicate, where to, and until when.
 pub struct SyncOptions {
@@ -66,18 +71,32 @@ pub fn spawn(options: SyncOptions) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name("sync".to_owned()).spawn(move || {
         let tasks = LocalSet::new();
         let bell = Arc::new(Notify::new());
+        let ringer = redis::Ringer::default();
         let options = Arc::new(options);
         if let Some(url) = options.redis.clone() {
             let (engine, stale_for, rung) = (options.engine.clone(), options.stale_for, Arc::clone(&bell));
-            let make = move || redis::Redis::new(engine.clone(), Arc::clone(&url), stale_for, Arc::clone(&rung));
+            let ringer = ringer.clone();
+            let make = move || {
+                redis::Redis::new(engine.clone(), Arc::clone(&url), stale_for, Arc::clone(&rung))
+                    .with_ringer(ringer.clone())
+            };
             // Redis has no bell of its own: its stream is read all the time.
             tasks.spawn_local(supervise(make, Arc::clone(&options), Arc::new(Notify::new())));
         }
         if let Some(url) = options.postgres.clone() {
             let (engine, clock) = (options.engine.clone(), Arc::clone(&options.clock));
             let legacy_writers = options.legacy_writers;
-            let make =
-                move || postgres::Postgres::new(engine.clone(), Arc::clone(&clock), Arc::clone(&url), legacy_writers);
+            // Where there is no Redis there is nobody to ring, and others look now and then.
+            let ring: Option<Ring> =
+                options.redis.is_some().then(|| Rc::new(move |id: &AgentId| ringer.ring(id)) as Ring);
+            let make = move || {
+                let sink =
+                    postgres::Postgres::new(engine.clone(), Arc::clone(&clock), Arc::clone(&url), legacy_writers);
+                match &ring {
+                    Some(ring) => sink.with_ring(Rc::clone(ring)),
+                    None => sink,
+                }
+            };
             tasks.spawn_local(supervise(make, Arc::clone(&options), bell));
         }
         runtime.block_on(tasks);

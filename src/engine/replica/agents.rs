@@ -1,6 +1,7 @@
 //! The commands that take in the registry of other nodes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::registry::{AbsorbedAgents, RemoteAgent};
 use crate::domain::{Agent, AgentId, AgentVersion};
@@ -96,16 +97,17 @@ fn absorb(remote: RemoteAgent, session: &mut Session<'_, '_>) -> Result<Taken, S
         } else if held.version == told.version
             && !local
             && let Some(lease) = session.lease(&held.agent_id)
+            && lease.confirm(session.moment, remaining)
         {
-            lease.confirm(session.moment, remaining);
             session.after_commit(Effect::Rewatch(held.agent_id));
         }
         return Ok(if given_up { Taken::Yes } else { Taken::No });
     }
     if local && !held.claimed && !held.expired && session.batch.identity().is_own(told.node_id()) {
         // This file's own past, or its twin's word: the agent that speaks up here first will say which.
-        let (expires_at, ttl) = (held.expires_at, told.ttl);
-        session.put_keeping_lease(&Agent { claimed: false, expired: false, expires_at, ttl, ..told }, Publish::No)?;
+        let seen = session.owned(seen_from_here(told, session)?)?;
+        let unclaimed = Agent { claimed: false, expired: false, expires_at: held.expires_at, ..seen };
+        session.put_keeping_lease(&unclaimed, Publish::No)?;
         return Ok(Taken::Yes);
     }
     let by = told.version;
@@ -113,18 +115,21 @@ fn absorb(remote: RemoteAgent, session: &mut Session<'_, '_>) -> Result<Taken, S
     Ok(if local { Taken::FromUs { before: Box::new(held), by } } else { Taken::Yes })
 }
 
-/// Writes a remote agent as it is seen from here: with what was observed here and its owner has not folded.
-fn put_remote(told: Agent, remaining: std::time::Duration, session: &mut Session<'_, '_>) -> Result<(), Stop> {
-    let mut reputation = told.reputation;
-    if let Some(own) = session.batch.observation(&told.agent_id)?
-        && let Some(above) = own.total.above(told.baseline.get(&own.observer))
-    {
-        reputation = reputation.folded(above);
-    }
+/// An agent with what was observed here and its owner has not folded.
+fn seen_from_here(told: Agent, session: &Session<'_, '_>) -> Result<Agent, Stop> {
+    let own = session.batch.observation(&told.agent_id)?;
+    let above = own.and_then(|own| own.total.above(told.baseline.get(&own.observer)));
+    Ok(match above {
+        Some(above) => Agent { reputation: told.reputation.folded(above), ..told },
+        None => told,
+    })
+}
+
+fn put_remote(told: Agent, remaining: Duration, session: &mut Session<'_, '_>) -> Result<(), Stop> {
     let expires_at = session.moment.now.after(remaining);
-    let agent = Agent { reputation, expires_at, expired: false, claimed: true, ..told };
+    let seen = seen_from_here(told, session)?;
     let lease = Arc::new(Lease::remote(session.moment, remaining));
-    session.put(&agent, lease, Publish::No)
+    session.put(&Agent { expires_at, expired: false, claimed: true, ..seen }, lease, Publish::No)
 }
 
 /// Takes away remote agents.

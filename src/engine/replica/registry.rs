@@ -116,6 +116,11 @@ impl Engine {
         Ok(told.collect())
     }
 
+    /// Whether an agent lives here.
+    pub fn is_local(&self, id: &AgentId) -> bool {
+        self.core().view().directory.get(id).is_some_and(|entry| entry.local)
+    }
+
     /// How many local agents changed after `change_seq`, those that this file does not claim included.
     pub fn changes_len(&self, change_seq: u64) -> Result<u64, Error> {
         Ok(self.core().store.snapshot()?.changes_len(change_seq)?)
@@ -153,12 +158,11 @@ impl Engine {
     pub fn renew_remote(&self, leases: &[(AgentId, Duration)]) {
         let moment = self.core().moment();
         let view = self.core().view();
-        for (id, remaining) in leases {
-            if let Some(entry) = view.directory.get(id).filter(|entry| !entry.local) {
-                entry.lease.confirm(moment, *remaining);
-            }
-        }
-        self.rewatch(leases.iter().map(|(id, _)| id.clone()).collect());
+        let ends_earlier = leases.iter().filter(|(id, remaining)| {
+            let entry = view.directory.get(id).filter(|entry| !entry.local);
+            entry.is_some_and(|entry| entry.lease.confirm(moment, *remaining))
+        });
+        self.rewatch(ends_earlier.map(|(id, _)| id.clone()).collect());
     }
 
     /// Takes away remote agents: deleted, where the version is above the agent's, or else expired. A newer agent stays,

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::{Shown, schema};
-use crate::domain::agent::{parse_cost, parse_name, parse_notes};
+use crate::domain::registration::{parse_cost, parse_name, parse_notes};
 use crate::domain::{
     AgentId, AgentPatch, AvailabilityStatus, Capabilities, Capability, Capacity, Currency, Delta, Invalid, Money,
     NodeId, Registration, Reputation, Timestamp, Total, Ttl, Weight,

@@ -155,7 +155,9 @@ impl Postgres {
         refused.extend(pushed.refused);
         self.set_aside_and_commit(session, &refused).await?;
         link.fence = Some(to);
+        self.follow.wrote(pushed.xid);
         self.engine.save_postgres(after).await?;
+        self.ring_for(offers.iter().map(|offer| &offer.entry));
         self.report_conflicts(pushed.conflicts).await?;
         self.drain.limit = (self.drain.limit * 2).min(MAX_EVENTS);
         self.drain.in_pieces = pushed.in_pieces;

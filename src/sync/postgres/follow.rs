@@ -13,8 +13,8 @@ use super::session::{Access, Limits, Session};
 use super::worker::{Link, Postgres};
 use crate::domain::{AgentId, Canary, PostgresState, TransactionId};
 
-/// How often the marks of older clients are looked for where they are said to write.
-const SWEEP_EVERY: Duration = Duration::from_secs(60);
+/// How many own pushes are left out of a read.
+const MAX_OWN: usize = 1_000;
 /// How many rows are adopted in one transaction.
 const ADOPTED_AT_ONCE: i64 = 500;
 /// How often a cursor that moved while nothing was for us is written down.
@@ -24,11 +24,14 @@ const SWEEP: Limits = Limits { statement: Duration::from_secs(60), lock: Duratio
 
 /// What was learned about following, kept across connections.
 pub struct Follow {
-    legacy_writers: bool,
+    /// How often the marks of older clients are looked for, if they are said to write.
+    sweep_every: Option<Duration>,
     next_sweep: Option<Instant>,
     /// A cursor that is further than the one that is stored.
     further: Option<String>,
     saved: Option<Instant>,
+    /// Our own pushes since the last read.
+    own: Vec<u64>,
 }
 
 /// What came of a read.
@@ -39,8 +42,26 @@ pub(super) struct Followed {
 }
 
 impl Follow {
-    pub fn new(legacy_writers: bool) -> Self {
-        Self { legacy_writers, next_sweep: None, further: None, saved: None }
+    pub fn new(sweep_every: Option<Duration>) -> Self {
+        Self { sweep_every, next_sweep: None, further: None, saved: None, own: Vec::new() }
+    }
+
+    /// How long until the marks of older clients are to be looked for.
+    pub fn until_sweep(&self) -> Duration {
+        match (self.sweep_every, self.next_sweep) {
+            (None, _) => Duration::MAX,
+            (Some(_), None) => Duration::ZERO,
+            (Some(_), Some(due)) => due.saturating_duration_since(Instant::now()),
+        }
+    }
+
+    /// We wrote something in this transaction.
+    pub fn wrote(&mut self, xid: u64) {
+        // Were there more of them between two reads, the oldest would be read again, which does no harm.
+        if self.own.len() == MAX_OWN {
+            self.own.remove(0);
+        }
+        self.own.push(xid);
     }
 
     /// The stored cursor was set back.
@@ -82,9 +103,11 @@ impl Postgres {
         let horizon = state.snapshot.as_deref().and_then(Horizon::parse).unwrap_or_else(Horizon::beginning);
         let mut recorded_by = vec![identity.node_id];
         recorded_by.extend(&identity.earlier);
+        let own = std::mem::take(&mut self.follow.own);
+        let except = (identity.node_id, own.as_slice());
         let interests = [
-            Interest { agents: &covered, recorded_by: &recorded_by, except: identity.node_id, since: &horizon },
-            Interest { agents: &new, recorded_by: &[], except: identity.node_id, since: &Horizon::beginning() },
+            Interest { agents: &covered, recorded_by: &recorded_by, except, since: &horizon },
+            Interest { agents: &new, recorded_by: &[], except, since: &Horizon::beginning() },
         ];
         let (mut pulled, mut newest) = (0, None);
         for interest in
@@ -141,7 +164,7 @@ impl Postgres {
     /// Adopts what older clients did: for agents that are new here always, for the others where such clients are said to
     /// write.
     async fn sweep(&mut self, session: &mut Session, covered: &[AgentId], new: &[AgentId]) -> Result<(), Trouble> {
-        let is_due = self.follow.legacy_writers && self.follow.next_sweep.is_none_or(|due| due <= Instant::now());
+        let is_due = self.follow.until_sweep().is_zero();
         let agents: Vec<AgentId> = if is_due { covered.iter().chain(new).cloned().collect() } else { new.to_vec() };
         if agents.is_empty() {
             return Ok(());
@@ -151,7 +174,7 @@ impl Postgres {
             tracing::info!(events = adopted, "adopted what clients without events did");
         }
         if is_due {
-            self.follow.next_sweep = Some(Instant::now() + SWEEP_EVERY);
+            self.follow.next_sweep = self.follow.sweep_every.map(|every| Instant::now() + every);
         }
         Ok(())
     }

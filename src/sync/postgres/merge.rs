@@ -199,7 +199,7 @@ async fn insert_rows(session: &Session, groups: &BTreeMap<&str, Group<'_>>) -> R
     for (transaction_id, group) in ids.iter().zip(groups.values()) {
         if let Some(facts) = group.facts() {
             let fold = fold(&facts.hash(), group.entries().map(|entry| &entry.event)).expect("it is recorded");
-            new.push(NewRow { transaction_id, facts: &**facts, shown: shown(&fold) });
+            new.push(NewRow { transaction_id, facts, shown: shown(&fold) });
         }
     }
     if new.is_empty() {

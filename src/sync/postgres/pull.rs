@@ -130,8 +130,9 @@ pub struct Interest<'a> {
     pub agents: &'a [AgentId],
     /// As the node that recorded the transaction.
     pub recorded_by: &'a [NodeId],
-    /// The node whose own events are not read: they came from here.
-    pub except: NodeId,
+    /// Our own events are not read where these transactions of ours wrote them. Others may have written events under our
+    /// id: a copy of our file, or we ourselves, before we were restored from a backup.
+    pub except: (NodeId, &'a [u64]),
     /// What has been read already.
     pub since: &'a Horizon,
 }
@@ -153,11 +154,13 @@ impl<'a> Reading<'a> {
     pub async fn begin(session: &'a Session, interest: &Interest<'_>) -> Result<Self, Trouble> {
         let agents: Vec<&str> = interest.agents.iter().map(AgentId::as_str).collect();
         let nodes: Vec<Uuid> = interest.recorded_by.iter().map(|id| uuid(id.as_bytes())).collect();
-        let open: Vec<String> = interest.since.open.iter().map(ToString::to_string).collect();
+        let texts = |xids: &[u64]| xids.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let (open, own) = (texts(&interest.since.open), texts(interest.except.1));
         // `xid >= xmin` says nothing new, but is what an index can begin at.
         let sql = format!(
             "DECLARE reading NO SCROLL CURSOR FOR SELECT {} FROM marketplace_transaction_events
-              WHERE (payer_agent = ANY($1) OR provider_agent = ANY($1) OR recorded_by = ANY($2)) AND node_id <> $3
+              WHERE (payer_agent = ANY($1) OR provider_agent = ANY($1) OR recorded_by = ANY($2))
+                AND NOT (node_id = $3 AND xid = ANY($7::text[]::xid8[]))
                 AND xid >= $4::text::xid8 AND (xid >= $5::text::xid8 OR xid = ANY($6::text[]::xid8[]))
               ORDER BY xid, id",
             payload::COLUMNS
@@ -168,10 +171,11 @@ impl<'a> Reading<'a> {
                 &[
                     (&agents, Type::TEXT_ARRAY),
                     (&nodes, Type::UUID_ARRAY),
-                    (&uuid(interest.except.as_bytes()), Type::UUID),
+                    (&uuid(interest.except.0.as_bytes()), Type::UUID),
                     (&interest.since.xmin.to_string(), Type::TEXT),
                     (&interest.since.xmax.to_string(), Type::TEXT),
                     (&open, Type::TEXT_ARRAY),
+                    (&own, Type::TEXT_ARRAY),
                 ],
             )
             .await?;

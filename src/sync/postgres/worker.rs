@@ -21,12 +21,12 @@ use super::pull;
 use super::schema;
 use super::session::Session;
 use crate::clock::Clock;
-use crate::domain::{CopyNumber, LogPosition};
+use crate::domain::{CopyNumber, LedgerEntry, LogPosition};
 use crate::engine::Engine;
 use crate::engine::replica::{CommitMark, Sink, SinkRequest};
-use crate::sync::CurrentUrl;
 use crate::sync::driver::{Backlog, Destination, Round};
 use crate::sync::state::{Failure, FailureClass};
+use crate::sync::{CurrentUrl, Ring};
 
 /// How long after traffic others are looked for often.
 const BUSY_FOR: Duration = Duration::from_secs(60);
@@ -36,6 +36,8 @@ const BUSY_PAUSE: Duration = Duration::from_secs(1);
 const IDLE_PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30));
 /// The shortest time between two reads, however much is pushed.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
+/// How often the marks of older clients are looked for where they are said to write.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// The most notes for the operator; older ones go.
 const MAX_NOTES: usize = 5;
 
@@ -47,6 +49,7 @@ pub struct Postgres {
     pub(super) drain: Drain,
     pub(super) follow: Follow,
     rhythm: Rhythm,
+    ring: Option<Ring>,
     notes: Vec<String>,
 }
 
@@ -70,9 +73,34 @@ impl Postgres {
             clock,
             url,
             drain: Drain::new(),
-            follow: Follow::new(legacy_writers),
+            follow: Follow::new(legacy_writers.then_some(SWEEP_EVERY)),
             rhythm: Rhythm::new(),
+            ring: None,
             notes: Vec::new(),
+        }
+    }
+
+    /// Looks for what older clients did every so often, instead of every minute or not at all.
+    #[must_use]
+    pub fn sweeping_every(self, every: Duration) -> Self {
+        Self { follow: Follow::new(Some(every)), ..self }
+    }
+
+    /// Rings at the parties of what is delivered, so that their nodes look for it at once.
+    #[must_use]
+    pub fn with_ring(self, ring: Ring) -> Self {
+        Self { ring: Some(ring), ..self }
+    }
+
+    /// Rings for those parties of these events that live elsewhere.
+    pub(super) fn ring_for<'a>(&self, delivered: impl Iterator<Item = &'a LedgerEntry>) {
+        let Some(ring) = &self.ring else { return };
+        for entry in delivered {
+            for party in [&entry.payer_agent, &entry.provider_agent] {
+                if !self.engine.is_local(party) {
+                    ring(party);
+                }
+            }
         }
     }
 
@@ -102,14 +130,16 @@ impl Postgres {
         }
         let mut round = Round { pushed: drained.pushed, more: drained.more, ..Round::default() };
         // A round that was called early and found nothing to push was called by a bell.
-        let is_called = drained.pushed == 0 && !drained.more;
+        let is_called = drained.pushed == 0 && !drained.more || self.follow.until_sweep().is_zero();
         if self.rhythm.is_due(is_called) && link.fence.is_some() && !self.engine.postgres_state()?.restarted {
             let followed = self.read_some(link).await?;
             round.pulled = followed.pulled;
             round.more |= followed.more;
             self.rhythm.read(followed.pulled > 0);
         }
-        round.pause = self.rhythm.pause().min(self.drain.until_retry());
+        let due = self.rhythm.pause().min(self.drain.until_retry()).min(self.follow.until_sweep());
+        // Whatever is due and cannot be done yet must not spin.
+        round.pause = due.max(SHORTEST_PAUSE / 4);
         if !round.more && round.pause >= IDLE_PAUSES.0 / 2 {
             // Thousands of idle nodes are cheap for a server that does not hold a process for each.
             link.session = None;

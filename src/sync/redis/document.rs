@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use thiserror::Error;
 
-use crate::domain::agent::{parse_cost, parse_name, parse_notes};
+use crate::domain::registration::{parse_cost, parse_name, parse_notes};
 use crate::domain::{
     Agent, AgentId, AgentVersion, AvailabilityStatus, Baseline, Capabilities, Capacity, Counters, Currency, JsonObject,
     Money, NodeId, ObserverId, Reputation, Timestamp, Ttl,
