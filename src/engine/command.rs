@@ -125,9 +125,9 @@ impl<'a, 't> Session<'a, 't> {
         self.effects.push(effect);
     }
 
-    /// Ten random bytes, for a UUID.
-    pub fn random_bytes(&mut self) -> [u8; 10] {
-        let mut bytes = [0; 10];
+    /// Random bytes, for a UUID.
+    pub fn random_bytes<const N: usize>(&mut self) -> [u8; N] {
+        let mut bytes = [0; N];
         self.random.fill_bytes(&mut bytes);
         bytes
     }

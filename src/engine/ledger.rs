@@ -92,9 +92,10 @@ fn record(new: NewTransaction, session: &mut Session<'_, '_>) -> Result<Receipt<
         };
     }
     let at = session.batch.recording_time(session.moment.now);
+    let key = session.batch.free_key(at)?;
     let transaction_id = match new.transaction_id {
         Some(id) => id,
-        None => TransactionId::mint(at, session.random_bytes()),
+        None => key.mint_id(session.random_bytes()),
     };
     let facts = Arc::new(new.facts);
     let event = Event {
@@ -106,7 +107,7 @@ fn record(new: NewTransaction, session: &mut Session<'_, '_>) -> Result<Receipt<
         at,
         body: EventBody::Recorded(Arc::clone(&facts)),
     };
-    session.batch.record(&event)?;
+    session.batch.record(key, &event)?;
     session.after_commit(Effect::Recorded {
         provider: facts.provider_agent.clone(),
         capability: facts.capability.clone(),

@@ -3,55 +3,37 @@
 //! A batch applies changes that were decided already; nothing in here refuses. An error means that the disk failed or
 //! the file is damaged, and the whole batch is dropped.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use redb::WriteTransaction;
 
-use redb::{ReadableTable, Table, WriteTransaction};
-
+use super::Head;
+use super::blocks::Blocks;
 use super::codec;
 use super::error::StoreError;
-use super::query;
-use super::records::{AgentV1, BalanceV1, ReceiptV1, StoreAge, TombstoneV1, TotalsV1, TransactionV1, status_code};
-use super::tables::{self, LoadKey, OPEN_SCOPE, Roles, Tally, TxKey, id_key, index_key, minute_of};
-use super::{Head, log};
-use crate::domain::fold::{Fold, fold};
-use crate::domain::{
-    Agent, AgentId, Capability, Currency, Event, EventBody, Facts, NodeId, Timestamp, TransactionId, TransactionStatus,
-};
+use super::lazy::Lazy;
+use super::ledger::Known;
+use super::log::{Log, LogHead};
+use super::records::{AgentV1, ReceiptV1, StoreAge, TombstoneV1, TotalsV1};
+use super::tables::{self, Tally};
+use crate::domain::{Agent, AgentId, NodeId};
 
 type Bytes = &'static [u8];
 
-/// A write transaction in the making.
+/// A write transaction in the making. The ledger's part of it is in [`ledger`](super::ledger).
 pub struct Batch<'t> {
-    node_id: NodeId,
-    head: Head,
-    log: Table<'t, u64, Bytes>,
-    transactions: Table<'t, &'static [u8; 12], Bytes>,
-    ids: Table<'t, Bytes, &'static [u8; 12]>,
-    index: Table<'t, &'static [u8; 16], u8>,
-    tallies: Table<'t, Bytes, Bytes>,
-    numbers: Table<'t, &'static str, u32>,
-    agents: Table<'t, &'static str, Bytes>,
-    changes: Table<'t, u64, &'static str>,
-    tombstones: Table<'t, &'static str, Bytes>,
-    receipts: Table<'t, &'static [u8; 16], Bytes>,
-    receipt_ages: Table<'t, &'static [u8; 24], ()>,
+    pub(super) node_id: NodeId,
+    pub(super) head: Head,
+    pub(super) log: Log<'t>,
+    pub(super) transactions: Blocks<'t>,
+    pub(super) ids: Lazy<'t, Bytes, &'static [u8; 12]>,
+    pub(super) tallies: Lazy<'t, Bytes, Bytes>,
+    pub(super) numbers: Lazy<'t, &'static str, u32>,
+    agents: Lazy<'t, &'static str, Bytes>,
+    changes: Lazy<'t, u64, &'static str>,
+    tombstones: Lazy<'t, &'static str, Bytes>,
+    receipts: Lazy<'t, &'static [u8; 16], Bytes>,
+    receipt_ages: Lazy<'t, &'static [u8; 24], ()>,
     totals_before: TotalsV1,
-    changed: bool,
-    // Counters that many commands of one batch touch are written once, at its end.
-    known_numbers: HashMap<AgentId, u32>,
-    balances: HashMap<(u32, Currency), BalanceV1>,
-    loads: HashMap<(u32, u32, Capability), u32>,
-}
-
-/// A transaction with all its events.
-#[derive(Debug, Clone)]
-pub struct StoredTransaction {
-    key: TxKey,
-    row: TransactionV1,
-    events: Vec<Event>,
-    /// What the events fold to.
-    pub fold: Fold,
+    pub(super) changed: bool,
 }
 
 /// Whether a change of an agent is news for the registry of other nodes.
@@ -64,32 +46,39 @@ pub enum Publish {
 }
 
 impl<'t> Batch<'t> {
-    pub(super) fn open(transaction: &'t WriteTransaction, node_id: NodeId, head: Head) -> Result<Self, StoreError> {
-        Ok(Self {
+    pub(super) fn new(transaction: &'t WriteTransaction, node_id: NodeId, head: Head) -> Self {
+        Self {
             node_id,
             totals_before: head.totals,
             changed: false,
             head,
-            log: transaction.open_table(tables::LEDGER_LOG)?,
-            transactions: transaction.open_table(tables::TRANSACTIONS)?,
-            ids: transaction.open_table(tables::TRANSACTION_IDS)?,
-            index: transaction.open_table(tables::TRANSACTION_INDEX)?,
-            tallies: transaction.open_table(tables::TALLIES)?,
-            numbers: transaction.open_table(tables::AGENT_NUMBERS)?,
-            agents: transaction.open_table(tables::AGENTS)?,
-            changes: transaction.open_table(tables::AGENT_CHANGES)?,
-            tombstones: transaction.open_table(tables::TOMBSTONES)?,
-            receipts: transaction.open_table(tables::RECEIPTS)?,
-            receipt_ages: transaction.open_table(tables::RECEIPT_AGES)?,
-            known_numbers: HashMap::new(),
-            balances: HashMap::new(),
-            loads: HashMap::new(),
-        })
+            log: Log::new(transaction),
+            transactions: Blocks::new(transaction),
+            ids: Lazy::new(transaction, tables::TRANSACTION_IDS),
+            tallies: Lazy::new(transaction, tables::TALLIES),
+            numbers: Lazy::new(transaction, tables::AGENT_NUMBERS),
+            agents: Lazy::new(transaction, tables::AGENTS),
+            changes: Lazy::new(transaction, tables::AGENT_CHANGES),
+            tombstones: Lazy::new(transaction, tables::TOMBSTONES),
+            receipts: Lazy::new(transaction, tables::RECEIPTS),
+            receipt_ages: Lazy::new(transaction, tables::RECEIPT_AGES),
+        }
     }
 
     /// Creates every table, so that readers find them.
     pub(super) fn create_tables(transaction: &WriteTransaction) -> Result<(), StoreError> {
-        Batch::open(transaction, NodeId::from_bytes([0; 16]), Head::empty()).map(drop)
+        let batch = Batch::new(transaction, NodeId::from_bytes([0; 16]), Head::empty());
+        batch.log.create()?;
+        batch.transactions.create()?;
+        batch.ids.open()?;
+        batch.tallies.open()?;
+        batch.numbers.open()?;
+        batch.agents.open()?;
+        batch.changes.open()?;
+        batch.tombstones.open()?;
+        batch.receipts.open()?;
+        batch.receipt_ages.open()?;
+        Ok(())
     }
 
     /// Whether anything is to be committed.
@@ -97,20 +86,18 @@ impl<'t> Batch<'t> {
         self.changed
     }
 
-    /// Writes the counters; what the next batch continues from.
+    /// Writes what was staged, and the counters; what the next batch continues from.
     pub(super) fn finish(mut self) -> Result<Head, StoreError> {
-        for ((agent, currency), balance) in &self.balances {
-            let key = Tally::Balance { agent: *agent, currency }.to_bytes();
-            self.tallies.insert(key.as_slice(), codec::encode(balance).as_slice())?;
-        }
-        for ((minute, provider, capability), count) in &self.loads {
-            let load = LoadKey { minute: *minute, provider: *provider, capability: capability.as_str() };
-            self.tallies.insert(Tally::Load(load).to_bytes().as_slice(), count.to_le_bytes().as_slice())?;
-        }
+        self.finish_ledger()?;
         if self.head.totals != self.totals_before {
             self.tallies.insert(Tally::Totals.to_bytes().as_slice(), codec::encode(&self.head.totals).as_slice())?;
         }
         Ok(self.head)
+    }
+
+    /// What is known for certain after a batch that changed nothing.
+    pub(super) fn abandon(self) -> Known {
+        self.head.known
     }
 
     /// This store's node.
@@ -216,181 +203,6 @@ impl<'t> Batch<'t> {
         Ok(seq)
     }
 
-    // --- ledger ---
-
-    /// A stored transaction with its events.
-    pub fn transaction(&self, id: &TransactionId) -> Result<Option<StoredTransaction>, StoreError> {
-        let Some(key) = self.ids.get(id_key(id).as_slice())?.map(|key| TxKey::from_bytes(key.value())) else {
-            return Ok(None);
-        };
-        let row = query::row(&self.transactions, key)?;
-        let events = row.events.iter().map(|seq| log::read(&self.log, *seq)).collect::<Result<Vec<_>, _>>()?;
-        let fold = fold_of(&events)?;
-        Ok(Some(StoredTransaction { key, row, events, fold }))
-    }
-
-    /// The time to record a transaction at: now, and after the last one unless the clock went back by more than a
-    /// second, so that transactions of one node hardly ever share a microsecond.
-    pub fn recording_time(&self, now: Timestamp) -> Timestamp {
-        match self.head.last_recorded {
-            Some(last) if last >= now && last.as_micros() - now.as_micros() < 1_000_000 => {
-                Timestamp::from_micros(last.as_micros() + 1)
-            }
-            _ => now,
-        }
-    }
-
-    /// Appends the `recorded` event of a transaction that is not stored yet.
-    pub fn record(&mut self, event: &Event) -> Result<(), StoreError> {
-        let EventBody::Recorded(facts) = &event.body else {
-            unreachable!("only a recorded event starts a transaction");
-        };
-        let payer = self.agent_number(&facts.payer_agent)?;
-        let provider = self.agent_number(&facts.provider_agent)?;
-        let seq = self.append(event)?;
-        let key = self.free_key(event.at)?;
-        let row = TransactionV1::new(payer, provider, event.at, seq);
-        self.transactions.insert(&key.to_bytes(), codec::encode(&row).as_slice())?;
-        if self.ids.insert(id_key(&event.transaction_id).as_slice(), &key.to_bytes())?.is_some() {
-            return Err(StoreError::Damaged(format!("transaction {} was recorded twice", event.transaction_id)));
-        }
-        let pending = TransactionStatus::Pending;
-        self.index.insert(&index_key(OPEN_SCOPE, key), status_code(pending))?;
-        if payer == provider {
-            self.index.insert(&index_key(payer, key), Roles::PAYER.both(Roles::PROVIDER).0)?;
-        } else {
-            self.index.insert(&index_key(payer, key), Roles::PAYER.0)?;
-            self.index.insert(&index_key(provider, key), Roles::PROVIDER.0)?;
-        }
-        *self.head.totals.of(pending) += 1;
-        self.move_amounts(&row, facts, None, Some(pending))?;
-        self.count_load(event.at, provider, &facts.capability)?;
-        self.head.newest_created = self.head.newest_created.max(Some(key.created_at));
-        self.head.last_recorded = Some(key.created_at);
-        Ok(())
-    }
-
-    /// Appends a further event to a transaction; what it folds to from here on.
-    pub fn decide(&mut self, mut stored: StoredTransaction, event: Event) -> Result<Fold, StoreError> {
-        let before = stored.fold.status;
-        let seq = self.append(&event)?;
-        stored.row.events.push(seq);
-        stored.events.push(event);
-        let fold = fold_of(&stored.events)?;
-        let after = fold.status;
-        stored.row.set_status(after);
-        stored.row.updated_at = fold.updated_at;
-        stored.row.settled_at = fold.settled_at;
-        stored.row.has_evidence = !fold.evidence.is_empty();
-        self.transactions.insert(&stored.key.to_bytes(), codec::encode(&stored.row).as_slice())?;
-        if before != after {
-            let open = index_key(OPEN_SCOPE, stored.key);
-            if after.is_open() {
-                self.index.insert(&open, status_code(after))?;
-            } else {
-                self.index.remove(&open)?;
-            }
-            *self.head.totals.of(before) -= 1;
-            *self.head.totals.of(after) += 1;
-            self.move_amounts(&stored.row, &fold.facts, Some(before), Some(after))?;
-        }
-        Ok(fold)
-    }
-
-    fn append(&mut self, event: &Event) -> Result<u64, StoreError> {
-        self.changed = true;
-        self.head.totals.events += 1;
-        log::append(&mut self.log, &mut self.head.log, event)
-    }
-
-    fn free_key(&self, created_at: Timestamp) -> Result<TxKey, StoreError> {
-        let first = TxKey::first_at(created_at);
-        if self.head.newest_created.is_none_or(|newest| newest < created_at) {
-            return Ok(first);
-        }
-        let last = TxKey { created_at, tie: u32::MAX };
-        let taken =
-            self.transactions.range::<&[u8; 12]>(&first.to_bytes()..=&last.to_bytes())?.next_back().transpose()?;
-        Ok(taken.map_or(first, |(key, _)| TxKey { created_at, tie: TxKey::from_bytes(key.value()).tie + 1 }))
-    }
-
-    fn agent_number(&mut self, id: &AgentId) -> Result<u32, StoreError> {
-        if let Some(number) = self.known_numbers.get(id) {
-            return Ok(*number);
-        }
-        let stored = self.numbers.get(id.as_str())?.map(|number| number.value());
-        let number = match stored {
-            Some(number) => number,
-            None => {
-                self.head.totals.numbered_agents += 1;
-                self.numbers.insert(id.as_str(), self.head.totals.numbered_agents)?;
-                self.head.totals.numbered_agents
-            }
-        };
-        self.known_numbers.insert(id.clone(), number);
-        Ok(number)
-    }
-
-    fn move_amounts(
-        &mut self,
-        row: &TransactionV1,
-        facts: &Facts,
-        from: Option<TransactionStatus>,
-        to: Option<TransactionStatus>,
-    ) -> Result<(), StoreError> {
-        for (agent, is_payer) in [(row.payer, true), (row.provider, false)] {
-            let balance = self.balance_mut(agent, &facts.currency)?;
-            let side = if is_payer { &mut balance.paid } else { &mut balance.earned };
-            if let Some(total) = from.and_then(|status| side.of(status)) {
-                total.subtract(facts.amount);
-            }
-            if let Some(total) = to.and_then(|status| side.of(status)) {
-                total.add(facts.amount);
-            }
-        }
-        Ok(())
-    }
-
-    fn balance_mut(&mut self, agent: u32, currency: &Currency) -> Result<&mut BalanceV1, StoreError> {
-        use std::collections::hash_map::Entry;
-        match self.balances.entry((agent, currency.clone())) {
-            Entry::Occupied(entry) => Ok(entry.into_mut()),
-            Entry::Vacant(entry) => {
-                let stored = self.tallies.get(Tally::Balance { agent, currency }.to_bytes().as_slice())?;
-                let balance = stored.map(|row| codec::decode(row.value())).transpose()?.unwrap_or_default();
-                Ok(entry.insert(balance))
-            }
-        }
-    }
-
-    fn count_load(&mut self, at: Timestamp, provider: u32, capability: &Capability) -> Result<(), StoreError> {
-        let minute = minute_of(at);
-        let key = (minute, provider, capability.clone());
-        if !self.loads.contains_key(&key) {
-            let load = LoadKey { minute, provider, capability: capability.as_str() };
-            let stored = self.tallies.get(Tally::Load(load).to_bytes().as_slice())?;
-            self.loads.insert(key.clone(), stored.map_or(Ok(0), |row| query::load_count(row.value()))?);
-        }
-        *self.loads.get_mut(&key).expect("inserted above") += 1;
-        Ok(())
-    }
-
-    /// Forgets at most `limit` load counts of minutes before `minute`.
-    pub fn purge_loads(&mut self, minute: u32, limit: usize) -> Result<usize, StoreError> {
-        let range = Tally::loads_from(0)..Tally::loads_from(minute);
-        let due = self
-            .tallies
-            .range(range.start.as_slice()..range.end.as_slice())?
-            .take(limit)
-            .map(|entry| entry.map(|(key, _)| key.value().to_vec()))
-            .collect::<Result<Vec<_>, _>>()?;
-        self.changed |= !due.is_empty();
-        for key in &due {
-            self.tallies.remove(key.as_slice())?;
-        }
-        Ok(due.len())
-    }
-
     // --- receipts ---
 
     /// What is remembered of an idempotency key.
@@ -429,29 +241,17 @@ impl<'t> Batch<'t> {
 
 impl Head {
     pub(super) fn empty() -> Self {
-        Self { log: log::LogHead::default(), totals: TotalsV1::default(), newest_created: None, last_recorded: None }
+        Self {
+            log: LogHead::default(),
+            totals: TotalsV1::default(),
+            newest_created: None,
+            last_recorded: None,
+            known: Known::default(),
+        }
     }
 
     /// The counters of the whole store as of the last commit.
     pub fn totals(&self) -> &TotalsV1 {
         &self.totals
     }
-}
-
-impl StoredTransaction {
-    /// The status as it is stored.
-    pub fn status(&self) -> TransactionStatus {
-        self.fold.status
-    }
-
-    /// The facts.
-    pub fn facts(&self) -> &Arc<Facts> {
-        &self.fold.facts
-    }
-}
-
-fn fold_of(events: &[Event]) -> Result<Fold, StoreError> {
-    let facts = events.first().map(|event| event.facts).unwrap_or_default();
-    fold(&facts, events)
-        .ok_or_else(|| StoreError::Damaged("a transaction's events do not begin with a recorded one".to_owned()))
 }

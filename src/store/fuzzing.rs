@@ -1,7 +1,8 @@
 //! The way in for the fuzz target of the record codec.
 
 use super::codec::{Record, decode, encode};
-use super::records::{AgentV1, BalanceV1, EventV1, ReceiptV1, TombstoneV1, TotalsV1, TransactionV1};
+use super::event_record::EventV1;
+use super::records::{AgentV1, BalanceV1, ReceiptV1, TombstoneV1, TotalsV1, TransactionV1};
 
 /// Reads `bytes` as a record of every kind.
 ///

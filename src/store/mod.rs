@@ -9,15 +9,22 @@
 
 mod backend;
 mod batch;
+mod block;
+mod blocks;
 mod codec;
 #[cfg(test)]
 mod codec_tests;
+mod counters;
 mod error;
+mod event_record;
 mod file;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod lazy;
+mod ledger;
 mod log;
+mod lookup;
 mod query;
 mod records;
 mod snapshot;
@@ -33,25 +40,27 @@ use arc_swap::ArcSwapOption;
 use rand::Rng;
 use redb::{Database, Durability, ReadableDatabase, StorageBackend};
 
-pub use batch::{Batch, Publish, StoredTransaction};
+pub use batch::{Batch, Publish};
 pub use error::{OpenError, StoreError};
 pub use file::create_directory;
+pub use ledger::StoredTransaction;
 pub use query::{Position, TransactionFilter, TransactionPage};
 pub use records::{
     BalanceSideV1 as BalanceSide, BalanceV1 as Balance, ReceiptV1 as Receipt, StoreAge, TotalsV1 as Totals,
 };
 pub use snapshot::{Load, Snapshot};
-pub use tables::minute_of;
+pub use tables::{TxKey, minute_of};
 pub use verify::{VerifyReport, verify};
 
 use self::backend::{Revocable, Revoker};
+use self::ledger::Known;
 use self::log::LogHead;
 use self::tables::meta;
 use self::trial::Trial;
 use crate::domain::{NodeId, Timestamp};
 
-/// The format that this version writes, and the newest that it reads.
-pub const FORMAT: u32 = 1;
+/// The format that this version writes, and the only one that it reads.
+pub const FORMAT: u32 = 2;
 /// The name of the file in a data directory.
 pub const FILE_NAME: &str = "tradepost.redb";
 /// How much a probe writes: enough that a disk with room for a page or two does not pass for one with room.
@@ -84,13 +93,21 @@ pub struct Mint<'a> {
 }
 
 /// What the next batch continues from; known after opening and after every commit.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Head {
     log: LogHead,
     totals: Totals,
     newest_created: Option<Timestamp>,
     /// When the last transaction was recorded here, which a clock that went back may have put before the newest.
     last_recorded: Option<Timestamp>,
+    known: Known,
+}
+
+impl Head {
+    /// For one batch. What is known goes along and comes back only with what was committed.
+    fn lend(&mut self) -> Self {
+        Self { known: std::mem::take(&mut self.known), ..*self }
+    }
 }
 
 impl Store {
@@ -174,11 +191,11 @@ impl Store {
             transaction
                 .set_durability(Durability::Immediate)
                 .map_err(|error| StoreError::Damaged(format!("durable commits are refused: {error}")))?;
-            let mut batch = Batch::open(&transaction, self.node_id, head.clone())?;
+            let mut batch = Batch::new(&transaction, self.node_id, head.lend());
             let result = changes(&mut batch)?;
             if !batch.is_changed() {
                 // Refusals and idle housekeeping cost no sync.
-                drop(batch);
+                head.known = batch.abandon();
                 transaction.abort()?;
                 return Ok(result);
             }
@@ -224,7 +241,7 @@ impl Store {
         }
         let opened = open_database(&self.backend()?, true)?;
         let (node_id, head) = guarded(|| read_head(&opened.database)).map_err(|error| match error {
-            HeadError::Newer(found) => StoreError::Damaged(format!("its format turned to {found}")),
+            HeadError::Format(found) => StoreError::Damaged(format!("its format turned to {found}")),
             HeadError::Store(error) => error,
         })?;
         if node_id != self.node_id {
@@ -342,7 +359,7 @@ fn initialise(database: &Database, mint: Mint<'_>) -> Result<(), StoreError> {
 }
 
 enum HeadError {
-    Newer(u32),
+    Format(u32),
     Store(StoreError),
 }
 
@@ -367,11 +384,11 @@ fn read_identity(database: &Database) -> Result<NodeId, HeadError> {
     };
     let malformed = |name: &str| StoreError::Damaged(format!("meta record `{name}` is malformed"));
     let format = field(meta::FORMAT)?.try_into().map(u32::from_le_bytes).map_err(|_| malformed(meta::FORMAT))?;
-    if format > FORMAT {
-        return Err(HeadError::Newer(format));
-    }
     if format == 0 {
         return Err(malformed(meta::FORMAT).into());
+    }
+    if format != FORMAT {
+        return Err(HeadError::Format(format));
     }
     let node_id = field(meta::NODE_ID)?.try_into().map(NodeId::from_bytes).map_err(|_| malformed(meta::NODE_ID))?;
     Ok(node_id)
@@ -384,8 +401,13 @@ fn read_head(database: &Database) -> Result<(NodeId, Head), HeadError> {
     let snapshot = Snapshot::new(transaction);
     snapshot.require_tables()?;
     let newest_created = snapshot.newest_transaction()?.map(|key| key.created_at);
-    let head =
-        Head { log: snapshot.log_head()?, totals: snapshot.totals()?, newest_created, last_recorded: newest_created };
+    let head = Head {
+        log: snapshot.log_head()?,
+        totals: snapshot.totals()?,
+        newest_created,
+        last_recorded: newest_created,
+        known: Known::default(),
+    };
     if head.log.seq != head.totals.events {
         let (rows, counted) = (head.log.seq, head.totals.events);
         return Err(
@@ -397,7 +419,8 @@ fn read_head(database: &Database) -> Result<(NodeId, Head), HeadError> {
 
 fn head_error(path: &Path, error: HeadError) -> OpenError {
     match error {
-        HeadError::Newer(found) => OpenError::Newer { path: path.to_owned(), found, known: FORMAT },
+        HeadError::Format(found) if found < FORMAT => OpenError::Older { path: path.to_owned(), found, known: FORMAT },
+        HeadError::Format(found) => OpenError::Newer { path: path.to_owned(), found, known: FORMAT },
         HeadError::Store(error) => open_error(path, error),
     }
 }

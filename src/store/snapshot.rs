@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTable, TableDefinition, TableHandle};
 
-use super::codec;
 use super::error::StoreError;
 use super::log::{self, LogHead};
+use super::lookup::{self, LedgerReader};
 use super::query::{self, Position, TransactionFilter, TransactionPage};
-use super::records::{AgentV1, BalanceV1, TotalsV1};
-use super::tables::{self, ParsedTally, Tally, TxKey, id_key};
+use super::records::{AgentV1, BalanceV1, TotalsV1, TransactionV1};
+use super::tables::{self, BLOCK_KEY_BYTES, ParsedTally, Scope, Tally, TxKey, id_key};
+use super::{blocks, codec};
 use crate::domain::{Agent, AgentId, Capability, Currency, Event, Transaction, TransactionId};
 
 /// One state of the store. It stays readable, and pins its pages, for as long as it is held.
@@ -52,7 +53,6 @@ impl Snapshot {
         self.table(tables::LEDGER_LOG)?;
         self.table(tables::TRANSACTIONS)?;
         self.table(tables::TRANSACTION_IDS)?;
-        self.table(tables::TRANSACTION_INDEX)?;
         self.table(tables::TALLIES)?;
         self.table(tables::AGENT_NUMBERS)?;
         self.table(tables::AGENTS)?;
@@ -74,7 +74,7 @@ impl Snapshot {
     }
 
     pub(super) fn newest_transaction(&self) -> Result<Option<TxKey>, StoreError> {
-        Ok(self.table(tables::TRANSACTIONS)?.last()?.map(|(key, _)| TxKey::from_bytes(key.value())))
+        blocks::newest(&self.table(tables::TRANSACTIONS)?, Scope::ROWS)
     }
 
     /// One agent.
@@ -147,17 +147,16 @@ impl Snapshot {
 
     /// One transaction.
     pub fn transaction(&self, id: &TransactionId) -> Result<Option<Transaction>, StoreError> {
-        let Some(key) = self.transaction_key(id)? else { return Ok(None) };
-        let row = query::row(&self.table(tables::TRANSACTIONS)?, key)?;
-        query::transaction(&self.table(tables::LEDGER_LOG)?, key, &row).map(Some)
+        let reader = self.ledger()?;
+        let Some(found) = lookup::find(&reader, id)? else { return Ok(None) };
+        query::transaction(&reader, found.key, &found.row).map(Some)
     }
 
     /// A transaction's events, oldest first.
     pub fn events(&self, id: &TransactionId) -> Result<Option<Vec<Event>>, StoreError> {
-        let Some(key) = self.transaction_key(id)? else { return Ok(None) };
-        let row = query::row(&self.table(tables::TRANSACTIONS)?, key)?;
-        let log = self.table(tables::LEDGER_LOG)?;
-        let mut events = row.events.iter().map(|seq| log::read(&log, *seq)).collect::<Result<Vec<_>, _>>()?;
+        let reader = self.ledger()?;
+        let Some(found) = lookup::find(&reader, id)? else { return Ok(None) };
+        let mut events = found.events(&reader)?;
         events.sort_by_key(|event| (event.at, event.event_id));
         Ok(Some(events))
     }
@@ -172,8 +171,33 @@ impl Snapshot {
         query::page(self, filter, limit, after)
     }
 
-    fn transaction_key(&self, id: &TransactionId) -> Result<Option<TxKey>, StoreError> {
-        let key = self.table(tables::TRANSACTION_IDS)?.get(id_key(id).as_slice())?;
-        Ok(key.map(|key| TxKey::from_bytes(key.value())))
+    /// The ledger's tables, for reading several things in them.
+    pub(super) fn ledger(&self) -> Result<LedgerTables, StoreError> {
+        Ok(LedgerTables {
+            log: self.table(tables::LEDGER_LOG)?,
+            transactions: self.table(tables::TRANSACTIONS)?,
+            ids: self.table(tables::TRANSACTION_IDS)?,
+        })
+    }
+}
+
+/// The ledger's tables in one snapshot.
+pub(super) struct LedgerTables {
+    pub log: ReadOnlyTable<u64, &'static [u8]>,
+    pub transactions: ReadOnlyTable<&'static [u8; BLOCK_KEY_BYTES], &'static [u8]>,
+    pub ids: ReadOnlyTable<&'static [u8], &'static [u8; 12]>,
+}
+
+impl LedgerReader for LedgerTables {
+    fn row(&self, key: TxKey) -> Result<Option<TransactionV1>, StoreError> {
+        blocks::get(&self.transactions, Scope::ROWS, key, codec::decode)?.transpose()
+    }
+
+    fn event(&self, reference: u64) -> Result<Event, StoreError> {
+        log::read(&self.log, reference)
+    }
+
+    fn listed(&self, id: &TransactionId) -> Result<Option<TxKey>, StoreError> {
+        Ok(self.ids.get(id_key(id).as_slice())?.map(|key| TxKey::from_bytes(key.value())))
     }
 }

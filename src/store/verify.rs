@@ -1,22 +1,26 @@
 //! `verify`: everything that the file says twice is compared, everything that can be recomputed is.
 //!
-//! redb's own checksums first; then the hash chain of the ledger log, the fold of every transaction, every index row
-//! and every counter against the records, in both directions, so that nothing is missing and nothing is left over.
+//! redb's own checksums first; then the hash chain of the ledger log, the shape of every block, the fold of every
+//! transaction, every list and every counter against the records, in both directions, so that nothing is missing and
+//! nothing is left over.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use redb::{ReadableDatabase, ReadableTable, ReadableTableMetadata};
 
-use super::codec;
+use super::block::{self, Entries};
 use super::error::{OpenError, StoreError};
-use super::log::{self, LogRow};
-use super::records::{AgentV1, BalanceV1, EventV1, ReceiptV1, TombstoneV1, TotalsV1, TransactionV1, status_code};
-use super::snapshot::Snapshot;
+use super::event_record::EventV1;
+use super::ledger::parties;
+use super::log::{self, LogEntries};
+use super::lookup::LedgerReader;
+use super::records::{AgentV1, BalanceV1, ReceiptV1, TombstoneV1, TotalsV1, TransactionV1, status_code};
+use super::snapshot::{LedgerTables, Snapshot};
 use super::tables::{
-    self, LoadKey, OPEN_SCOPE, ParsedTally, Roles, Tally, TxKey, id_key, index_key, index_target, minute_of,
+    self, LoadKey, ParsedTally, Scope, Tally, TxKey, block_key, key_within, minute_of, parse_block_key,
 };
-use super::{guarded, open_error, open_stopped};
+use super::{blocks, codec, guarded, open_error, open_stopped};
 use crate::domain::fold::fold;
 use crate::domain::{Capability, Currency, EventBody, NodeId};
 
@@ -104,7 +108,10 @@ struct Expected {
     balances: HashMap<(u32, Currency), BalanceV1>,
     loads: HashMap<(u32, u32, Capability), u32>,
     totals: TotalsV1,
-    index_rows: u64,
+    /// Entries of the lists of agents and of what is open.
+    listed: u64,
+    /// Rows of `transaction_ids`.
+    ids: u64,
 }
 
 impl Check<'_> {
@@ -122,51 +129,112 @@ impl Check<'_> {
         }
     }
 
-    /// The chain: no gap, no change, no row in another's place.
+    /// The chain: no gap, no change, no event in another's place.
     fn log(&mut self) -> Result<(), StoreError> {
         let table = self.snapshot.table(tables::LEDGER_LOG)?;
-        let length = table.len()?;
+        let length = self.snapshot.totals()?.events;
         let mut previous = [0; 32];
         let mut expected_seq = 1;
-        for entry in table.iter()? {
-            let (seq, row) = entry?;
-            let seq = seq.value();
-            if seq != expected_seq {
-                self.report.find(format!("ledger log: row {expected_seq} is missing, row {seq} follows"));
+        for row in table.iter()? {
+            let (first, row) = row?;
+            let (first, row) = (first.value(), row.value());
+            if first != expected_seq {
+                self.report
+                    .find(format!("ledger log: event {expected_seq} is missing, a row of event {first} follows"));
+                expected_seq = first;
             }
-            expected_seq = seq + 1;
-            let row = LogRow::parse(row.value())?;
-            if log::chain(&previous, row.event) != row.hash {
-                self.report.find(format!("ledger log: the hash of row {seq} is not that of its content"));
-            }
-            previous = row.hash;
-            match codec::decode::<EventV1>(row.event) {
-                Ok(event) if event.node_seq == seq && event.author() == self.node_id => {}
-                Ok(event) => {
-                    let (author, written) = (event.author(), event.node_seq);
-                    self.report.find(format!("ledger log: row {seq} holds row {written} of node {author}"));
+            let began_with = self.report.events;
+            for entry in LogEntries::of(first, row) {
+                let entry = match entry {
+                    Ok(entry) => entry,
+                    Err(error) => {
+                        self.report.find(error.to_string());
+                        break;
+                    }
+                };
+                let seq = entry.seq;
+                expected_seq = seq + 1;
+                if log::chain(&previous, entry.event) != entry.hash {
+                    self.report.find(format!("ledger log: the hash of event {seq} is not that of its content"));
                 }
-                Err(error) => self.report.find(format!("ledger log: row {seq}: {error}")),
+                previous = entry.hash;
+                match codec::decode::<EventV1>(entry.event) {
+                    Ok(event) if event.node_seq == seq && event.author() == self.node_id => {}
+                    Ok(event) => {
+                        let (author, written) = (event.author(), event.node_seq);
+                        self.report.find(format!("ledger log: event {seq} is event {written} of node {author}"));
+                    }
+                    Err(error) => self.report.find(format!("ledger log: event {seq}: {error}")),
+                }
+                self.report.events += 1;
+                self.step("ledger log", self.report.events, length);
             }
-            self.report.events += 1;
-            self.step("ledger log", self.report.events, length);
+            if self.report.events > began_with + 1 && row.len() > log::MAX_ROW_BYTES {
+                self.report.find(format!("ledger log: the row of event {first} is too large"));
+            }
         }
         Ok(())
     }
 
-    /// Every transaction: its fold, its index rows; and that every event belongs to exactly one.
+    /// The blocks of every scope: sorted, apart, no larger than they may be. How many entries the lists have.
+    fn blocks(&mut self, ledger: &LedgerTables) -> Result<u64, StoreError> {
+        let length = ledger.transactions.len()?;
+        let mut listed = 0;
+        let mut previous: Option<(Scope, TxKey)> = None;
+        for (done, row) in ledger.transactions.iter()?.enumerate() {
+            let (row_key, block) = row?;
+            let (scope, first) = parse_block_key(row_key.value());
+            let mut find = |what: &str| {
+                self.report.find(format!("transactions: the block of {} from {}: {what}", scope, first.created_at));
+            };
+            if block_key(scope, first) != *row_key.value() {
+                find("its key is not a time");
+            }
+            if previous >= Some((scope, first)) {
+                find("it overlaps the one before");
+            }
+            let count = Entries::of(first, block.value()).count();
+            if count > block::MAX_ENTRIES || (count > 1 && block.value().len() > block::MAX_BYTES) {
+                find("it is too large");
+            }
+            for entry in Entries::of(first, block.value()) {
+                let (key, value) = match entry {
+                    Ok(entry) => entry,
+                    Err(error) => {
+                        find(&error.to_string());
+                        break;
+                    }
+                };
+                previous = Some((scope, key));
+                if scope != Scope::ROWS {
+                    listed += 1;
+                    if value.len() != 1 {
+                        find("an entry is not one byte");
+                    }
+                    if ledger.row(key).is_ok_and(|row| row.is_none()) {
+                        find(&format!("an entry points to no transaction of {}", key.created_at));
+                    }
+                }
+            }
+            self.step("blocks", done as u64, length);
+        }
+        Ok(listed)
+    }
+
+    /// Every transaction: its fold, its places in the lists; and that every event belongs to exactly one.
     fn transactions(&mut self) -> Result<Expected, StoreError> {
-        let table = self.snapshot.table(tables::TRANSACTIONS)?;
-        let log = self.snapshot.table(tables::LEDGER_LOG)?;
-        let ids = self.snapshot.table(tables::TRANSACTION_IDS)?;
-        let index = self.snapshot.table(tables::TRANSACTION_INDEX)?;
-        let length = table.len()?;
+        let ledger = self.snapshot.ledger()?;
+        let listed = self.blocks(&ledger)?;
+        let length = self.snapshot.totals()?.transactions.iter().sum();
         let mut expected = Expected::default();
         let mut seen_events = HashSet::new();
-        for entry in table.iter()? {
+        let everything = TxKey::MIN..=TxKey::MAX;
+        let rows = blocks::walk(&ledger.transactions, Scope::ROWS, everything, blocks::Direction::Ascending, |row| {
+            Ok(codec::decode::<TransactionV1>(row))
+        })?;
+        for entry in rows {
             let (key, row) = entry?;
-            let key = TxKey::from_bytes(key.value());
-            let row: TransactionV1 = match codec::decode(row.value()) {
+            let row = match row {
                 Ok(row) => row,
                 Err(error) => {
                     self.report.find(format!("the transaction of {}: {error}", key.created_at));
@@ -175,41 +243,30 @@ impl Check<'_> {
             };
             for seq in &row.events {
                 if !seen_events.insert(*seq) {
-                    self.report.find(format!("ledger log: row {seq} belongs to two transactions"));
+                    self.report.find(format!("ledger log: event {seq} belongs to two transactions"));
                 }
             }
-            let events = match row.events.iter().map(|seq| log::read(&log, *seq)).collect::<Result<Vec<_>, _>>() {
+            let events = match row.events.iter().map(|seq| ledger.event(*seq)).collect::<Result<Vec<_>, _>>() {
                 Ok(events) => events,
                 Err(error) => {
                     self.report.find(format!("the transaction of {}: {error}", key.created_at));
                     continue;
                 }
             };
-            self.transaction(key, &row, &events, &ids, &index, &mut expected)?;
+            self.transaction(key, &row, &events, &ledger, &mut expected)?;
             self.report.transactions += 1;
             self.step("transactions", self.report.transactions, length);
         }
         let (found, wanted) = (seen_events.len() as u64, self.report.events);
         if found != wanted {
             self.report
-                .find(format!("ledger log: {} of {wanted} rows belong to no transaction", wanted.abs_diff(found)));
+                .find(format!("ledger log: {} of {wanted} events belong to no transaction", wanted.abs_diff(found)));
         }
-        if ids.len()? != length {
-            self.report.find(format!("transaction ids: {} rows for {length} transactions", ids.len()?));
+        if ledger.ids.len()? != expected.ids {
+            self.report.find(format!("transaction ids: {} rows, but {} belong there", ledger.ids.len()?, expected.ids));
         }
-        if index.len()? != expected.index_rows {
-            self.report.find(format!(
-                "transaction index: {} rows, but {} belong there",
-                index.len()?,
-                expected.index_rows
-            ));
-        }
-        for entry in index.iter()? {
-            let (key, _) = entry?;
-            let target = index_target(key.value());
-            if table.get(&target.to_bytes())?.is_none() {
-                self.report.find(format!("transaction index: a row points to no transaction of {}", target.created_at));
-            }
+        if listed != expected.listed {
+            self.report.find(format!("transactions: {listed} entries in lists, but {} belong there", expected.listed));
         }
         expected.totals.events = self.report.events;
         Ok(expected)
@@ -220,8 +277,7 @@ impl Check<'_> {
         key: TxKey,
         row: &TransactionV1,
         events: &[crate::domain::Event],
-        ids: &impl ReadableTable<&'static [u8], &'static [u8; 12]>,
-        index: &impl ReadableTable<&'static [u8; 16], u8>,
+        ledger: &LedgerTables,
         expected: &mut Expected,
     ) -> Result<(), StoreError> {
         let Some((first, EventBody::Recorded(facts))) = events.first().map(|first| (first, &first.body)) else {
@@ -253,28 +309,30 @@ impl Check<'_> {
         if key.created_at != fold.created_at {
             differ("it is filed under another time than it was created at");
         }
-        if ids.get(id_key(id).as_slice())?.is_none_or(|found| *found.value() != key.to_bytes()) {
-            differ("its id does not lead to it");
+        let listed = ledger.listed(id)?;
+        if key_within(id) == Some(key) {
+            if listed.is_some() {
+                differ("its id says where it is, and is listed all the same");
+            }
+        } else {
+            expected.ids += 1;
+            if listed != Some(key) {
+                differ("its id does not lead to it");
+            }
         }
         let numbers =
             self.snapshot.agent_number(&facts.payer_agent)?.zip(self.snapshot.agent_number(&facts.provider_agent)?);
         if numbers != Some((row.payer, row.provider)) {
             differ("its parties' numbers are not theirs");
         }
-        let mut rows = if row.payer == row.provider {
-            vec![(row.payer, Roles::PAYER.both(Roles::PROVIDER).0)]
-        } else {
-            vec![(row.payer, Roles::PAYER.0), (row.provider, Roles::PROVIDER.0)]
-        };
-        if status.is_open() {
-            rows.push((OPEN_SCOPE, status_code(status)));
-        }
-        for (scope, value) in &rows {
-            if index.get(&index_key(*scope, key))?.is_none_or(|found| found.value() != *value) {
-                differ("a row of its index is missing or wrong");
+        let open = status.is_open().then(|| (Scope::OPEN, status_code(status)));
+        let places = parties(row).map(|(agent, roles)| (Scope::of_agent(agent), roles.0)).chain(open);
+        for (scope, value) in places {
+            if blocks::get(&ledger.transactions, scope, key, |found| found == [value])? != Some(true) {
+                differ(&format!("its place in the list of {scope} is missing or wrong"));
             }
+            expected.listed += 1;
         }
-        expected.index_rows += rows.len() as u64;
         *expected.totals.of(status) += 1;
         let mut add = |agent: u32, paid: bool| {
             let balance = expected.balances.entry((agent, facts.currency.clone())).or_default();
@@ -293,40 +351,43 @@ impl Check<'_> {
     /// Every counter.
     fn tallies(&mut self, expected: &Expected) -> Result<(), StoreError> {
         let table = self.snapshot.table(tables::TALLIES)?;
-        let mut balances = 0;
-        let mut oldest_load = u32::MAX;
+        let loads_from = self.snapshot.totals()?.loads_from;
+        let mut balances = HashSet::new();
         let mut loads = HashMap::new();
         for entry in table.iter()? {
             let (key, row) = entry?;
             match Tally::parse(key.value()) {
                 Some(ParsedTally::Totals) => {}
                 Some(ParsedTally::Balance { agent, currency }) => {
-                    balances += 1;
+                    let key = (agent, Currency::from_stored(currency));
                     let stored: BalanceV1 = codec::decode(row.value())?;
-                    if expected.balances.get(&(agent, Currency::from_stored(currency))) != Some(&stored) {
+                    // What transactions that moved away leave behind is nothing.
+                    if expected.balances.get(&key).copied().unwrap_or_default() != stored {
                         self.report.find(format!(
                             "balances: agent number {agent} in {currency} is not the sum of its transactions"
                         ));
                     }
+                    balances.insert(key);
                 }
                 Some(ParsedTally::Load(LoadKey { minute, provider, capability })) => {
-                    oldest_load = oldest_load.min(minute);
                     let key = (minute, provider, Capability::from_stored(capability));
                     loads.insert(key, super::query::load_count(row.value())?);
                 }
                 None => self.report.find("counters: a row with a key that means nothing".to_owned()),
             }
         }
-        if balances != expected.balances.len() {
-            self.report.find(format!("balances: {balances} rows, but {} belong there", expected.balances.len()));
+        let missing = expected.balances.keys().filter(|key| !balances.contains(*key)).count();
+        if missing > 0 {
+            self.report.find(format!("balances: {missing} are missing"));
         }
-        for (key, stored) in &loads {
-            if expected.loads.get(key) != Some(stored) {
+        // What came before may be forgotten in part.
+        let kept = |key: &&(u32, u32, Capability)| key.0 >= loads_from;
+        for key in loads.keys().filter(kept) {
+            if expected.loads.get(key) != loads.get(key) {
                 self.report.find(format!("load: provider number {} of minute {} is miscounted", key.1, key.0));
             }
         }
-        // The oldest minute may be forgotten in part.
-        let missing = expected.loads.keys().filter(|key| key.0 > oldest_load && !loads.contains_key(*key)).count();
+        let missing = expected.loads.keys().filter(kept).filter(|key| !loads.contains_key(*key)).count();
         if missing > 0 {
             self.report.find(format!("load: {missing} counts are missing"));
         }
@@ -386,7 +447,7 @@ impl Check<'_> {
         for entry in self.snapshot.table(tables::AGENT_NUMBERS)?.iter()? {
             let (id, number) = entry?;
             let number = number.value();
-            if number == OPEN_SCOPE || number > totals.numbered_agents || !numbers.insert(number) {
+            if number == 0 || number > totals.numbered_agents || !numbers.insert(number) {
                 self.report.find(format!("agent {}: its number {number} is not its own", id.value()));
             }
         }
