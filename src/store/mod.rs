@@ -7,6 +7,7 @@
 //! Deliberately absent: retries. After a failed write the outcome is unknown and redb refuses further writes; whoever
 //! owns the store calls [`Store::reopen`].
 
+mod ahead;
 mod backend;
 mod batch;
 mod block;
