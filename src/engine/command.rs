@@ -11,8 +11,9 @@ use super::directory::{Directory, Entry};
 use super::error::Error;
 use super::lease::{Lease, Moment};
 use super::pending::Pending;
+use super::recorded::Recorded;
 use crate::domain::agent::{AgentContext, Existing};
-use crate::domain::{Agent, AgentId, Capability, Refusal, Timestamp, TransactionStatus, Ttl};
+use crate::domain::{Agent, AgentId, Capability, Refusal, TransactionStatus, Ttl};
 use crate::metrics::Metrics;
 use crate::store::{Batch, Publish, Receipt as StoredReceipt, StoreError};
 
@@ -63,19 +64,6 @@ pub enum Effect {
         /// Whether it was a success.
         success: bool,
     },
-    /// A transaction was recorded.
-    Recorded {
-        /// For whom.
-        provider: AgentId,
-        /// For what.
-        capability: Capability,
-        /// The currency of the amount.
-        currency: crate::domain::Currency,
-        /// The amount, as near as a double comes.
-        amount: f64,
-        /// When.
-        at: Timestamp,
-    },
     /// A transaction changed its status.
     Transitioned {
         /// From this.
@@ -97,6 +85,8 @@ pub struct Session<'a, 't> {
     pub moment: Moment,
     /// The lease of an agent that names none.
     pub default_ttl: Ttl,
+    /// What was recorded.
+    pub recorded: Recorded,
     directory: &'a Directory,
     random: &'a mut StdRng,
     /// Leases that this batch began (or, with `None`, whose agents it removed).
@@ -112,12 +102,21 @@ impl<'a, 't> Session<'a, 't> {
         default_ttl: Ttl,
         random: &'a mut StdRng,
     ) -> Self {
-        Self { batch, moment, default_ttl, directory, random, leases: HashMap::new(), effects: Vec::new() }
+        Self {
+            batch,
+            moment,
+            default_ttl,
+            recorded: Recorded::default(),
+            directory,
+            random,
+            leases: HashMap::new(),
+            effects: Vec::new(),
+        }
     }
 
-    /// What is to happen once the batch is durable.
-    pub fn into_effects(self) -> Vec<Effect> {
-        self.effects
+    /// What is to happen once the batch is durable, and what it recorded.
+    pub fn into_effects(self) -> (Vec<Effect>, Recorded) {
+        (self.effects, self.recorded)
     }
 
     /// Adds to what happens once the batch is durable.
