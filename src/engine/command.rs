@@ -215,6 +215,14 @@ pub trait Repeatable: Send + 'static {
     /// As [`Command::run`]; also whether it created its subject, and the subject's id.
     fn run_once(self, session: &mut Session<'_, '_>) -> Result<Once<Self::Entity>, Stop>;
 
+    /// The same without a key to remember: what it wrote, and whether it created it.
+    fn run_unkeyed(self, session: &mut Session<'_, '_>) -> Result<(Self::Entity, bool), Stop>
+    where
+        Self: Sized,
+    {
+        self.run_once(session).map(|once| (once.value, once.created))
+    }
+
     /// The entity as it is now.
     fn reread(subject: &str, session: &Session<'_, '_>) -> Result<Self::Entity, Stop>;
 
@@ -245,7 +253,7 @@ impl<C: Repeatable> Command for WithKey<C> {
 
     fn run(self, session: &mut Session<'_, '_>) -> Result<Self::Output, Stop> {
         let Some(idempotency) = self.idempotency else {
-            let Once { value, created, .. } = self.command.run_once(session)?;
+            let (value, created) = self.command.run_unkeyed(session)?;
             return Ok(Receipt { value, created, replayed: false });
         };
         if let Some(receipt) = session.batch.receipt(&idempotency.key)? {

@@ -37,6 +37,10 @@ impl Repeatable for Record {
         Ok(Once { value: receipt.value, created: receipt.created, subject })
     }
 
+    fn run_unkeyed(self, session: &mut Session<'_, '_>) -> Result<(Transaction, bool), Stop> {
+        record(self, session).map(|receipt| (receipt.value, receipt.created))
+    }
+
     fn reread(subject: &str, session: &Session<'_, '_>) -> Result<Transaction, Stop> {
         reread(subject, session)
     }

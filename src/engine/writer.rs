@@ -142,6 +142,7 @@ impl Writer {
         // Expiries come first, so that a command in the same batch may revive.
         let mut jobs: Vec<Box<dyn Job>> = ended.into_iter().map(|id| job(Expire(id)).0).collect();
         let expiries = jobs.len();
+        jobs.reserve(self.last_batch + 1);
         jobs.extend(first);
         let housekeeping = moment.monotonic >= self.next_housekeeping;
         if jobs.is_empty() && !housekeeping {
@@ -345,11 +346,13 @@ impl Writer {
 /// The commands of one batch as they come in.
 ///
 /// Callers that were answered together come back together, but not at once, and a commit costs its sync however little it
-/// carries. So while there are fewer than last time, a part of what the last commit took is spent on waiting for the next.
-/// A caller that is alone never waits.
+/// carries. So while there are fewer than last time, a part of what the last commit took is spent on waiting for the
+/// rest. A caller that is alone never waits.
 struct Intake {
     messages: Receiver<Message>,
+    /// How many the last batch had.
     expected: usize,
+    /// How much waiting is left for all of this batch.
     patience: Duration,
     /// Whether the engine is to stop.
     stopped: bool,
@@ -363,24 +366,27 @@ impl Intake {
 
     /// The next command of a batch that has so many.
     fn next(&mut self, taken: usize) -> Option<Box<dyn Job>> {
-        let mut waiting_since = None;
         if taken >= MAX_BATCH {
             return None;
         }
-        loop {
+        let mut waiting_since = None;
+        let job = loop {
             match self.messages.try_recv() {
-                Ok(Message::Run(job)) => return Some(job),
+                Ok(Message::Run(job)) => break Some(job),
                 Ok(Message::Stop) => self.stopped = true,
-                Err(_) if self.stopped || taken >= self.expected => return None,
+                Err(_) if self.stopped || taken >= self.expected => break None,
                 Err(_) => {
                     let since = *waiting_since.get_or_insert_with(Instant::now);
                     if since.elapsed() >= self.patience {
-                        return None;
+                        break None;
                     }
                     std::thread::yield_now();
                 }
             }
-        }
+        };
+        let waited = waiting_since.map_or(Duration::ZERO, |since: Instant| since.elapsed());
+        self.patience = self.patience.saturating_sub(waited);
+        job
     }
 }
 

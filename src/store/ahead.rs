@@ -1,9 +1,9 @@
 //! Growth is written ahead: a file's new end holds zeros before data lands there.
 //!
 //! redb makes its file longer in large steps, and what it adds is a hole at first. Every commit that writes into a hole
-//! makes the file system allocate blocks, and the sync that follows must wait for its journal as well: half as long
-//! again. So the first write beyond all written so far is preceded by [`AHEAD_BYTES`] of zeros. One sync in many then
-//! pays for the blocks, and the others overwrite what is there.
+//! makes the file system allocate blocks, and the sync that follows must wait for its journal as well. So the first write
+//! beyond all written so far is preceded by [`AHEAD_BYTES`] of zeros. One sync in many then pays for the blocks, and the
+//! others overwrite what is there. The file is never longer than redb asked for.
 //!
 //! Invariant: nothing at or behind `written` was ever written since the file was made that long. Zeros are written
 //! nowhere else, so they cover nothing. What a file holds when it is opened counts as written.
@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::StorageBackend;
 
-/// How much is written ahead at once: a page of redb's takes as long to write whether there are zeros before it or not,
-/// so this is what the one sync that carries them costs more.
+/// How much is written ahead at once. More would make the sync that carries it longer, less would make such syncs more
+/// frequent.
 pub const AHEAD_BYTES: u64 = 1024 * 1024;
 
 /// A backend that writes ahead.
