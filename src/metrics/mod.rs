@@ -164,6 +164,11 @@ impl Metrics {
         self.0.sync.pulled.with_label_values(&[sink]).inc_by(entries);
     }
 
+    /// So many agents of this node were registered anew on another.
+    pub fn superseded(&self, agents: usize) {
+        self.0.sync.superseded.inc_by(agents as u64);
+    }
+
     /// A sink failed.
     pub fn sync_failed(&self, sink: &'static str, class: &'static str) {
         self.0.sync.errors.with_label_values(&[sink, class]).inc();
