@@ -213,7 +213,7 @@ impl<D: Destination> Driver<D> {
                     return;
                 }
                 () = stopping(&mut stopped) => return,
-                _ = reloaded.changed() => return,
+                Ok(()) = reloaded.changed() => return,
                 changed = self.around.commits.changed() => {
                     // The engine lives longer than its sinks; were it gone, there would be nothing to look at.
                     if changed.is_err() || D::mark(&self.around.commits.borrow_and_update()) != self.seen {
@@ -275,7 +275,7 @@ impl<D: Destination> Driver<D> {
                     break false;
                 }
                 () = stopping(&mut stopped) => break true,
-                _ = self.around.reloaded.changed() => break false,
+                Ok(()) = self.around.reloaded.changed() => break false,
                 () = sleep(REFRESH_EVERY) => self.show(),
             }
         };
