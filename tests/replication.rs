@@ -170,7 +170,7 @@ fn with_both_sinks_down_frozen_or_refusing_every_call_works() {
         assert_eq!(decide(&mut client, &id, &Decision::Dispute), 200);
         client.post(format!("/v1/transactions/{id}/resolve"), &json!({"outcome": "cancelled"})).expect(200);
         client.get("/v1/discovery/search?capability=sql").expect(200);
-        client.get(format!("/v1/discovery/least-loaded?capability=sql")).expect(200);
+        client.get("/v1/discovery/least-loaded?capability=sql").expect(200);
         client.get("/v1/transactions?agent=someone").expect(200);
         client.get("/readyz").expect(200);
         client.get("/metrics").expect(200);
@@ -251,4 +251,76 @@ fn a_wrong_password_halts_both_sinks_by_name_and_a_reread_file_heals_them() {
         assert!(!text.contains(WRONG) && !text.contains("right-password"), "a secret is shown: {text}");
     }
     sidecar.stop();
+}
+
+/// The marked blocks of the operations page.
+fn operations_page(mark: &str) -> Vec<String> {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
+    let page = fs::read_to_string(path).expect("the page");
+    let blocks = page.split("```").skip(1).step_by(2);
+    let found: Vec<String> = blocks.filter_map(|block| block.strip_prefix(mark)).map(str::to_owned).collect();
+    assert!(!found.is_empty(), "{mark}");
+    found
+}
+
+#[test]
+fn the_rights_that_the_operations_page_grants_are_enough_and_no_more_than_that() {
+    let central = Central::start();
+    let made = common::sidecar::tradepost()
+        .args(["central", "migrate", "--postgres-url", &central.postgres.url("market")])
+        .output()
+        .expect("it runs");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    for grants in operations_page("sql grants") {
+        central.sql(&grants);
+    }
+    let [acl] = <[String; 1]>::try_from(operations_page("text acl")).expect("one block");
+    let acl = acl.replace("\\\n", " ").replace("PASSWORD", "s3cret");
+    central.redis.command::<()>(&acl.split_whitespace().collect::<Vec<_>>());
+
+    // Trust is what the tests' server has for whoever is on this machine; the role is what matters.
+    let postgres = central.postgres.url("market").replacen("postgres@", "sidecar@", 1);
+    let redis = central.redis.url_with("sidecar:s3cret@");
+    let homes = [Home::new(), Home::new()];
+    let file = |home: &Home| {
+        let file = home.path().join("redis-url");
+        fs::write(&file, &redis).expect("a temporary directory takes a file");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("it is our own");
+        file.to_str().expect("an ASCII path").to_owned()
+    };
+    let [payer, provider] = homes
+        .each_ref()
+        .map(|home| home.setup().flags(&["--redis-url-file", &file(home), "--postgres-url", &postgres]).start());
+    register(&mut payer.client(), "genesis", "planning");
+    register(&mut provider.client(), "thon", "sql");
+    record(&mut payer.client(), "order-1", "genesis", "thon");
+    wait_for("the transaction at the provider", || view(&mut provider.client(), "order-1"));
+    assert_eq!(decide(&mut provider.client(), "order-1", &Decision::Dispute), 200);
+    wait_for_agreement(&central, [&payer, &provider], "order-1", |shown| shown["status"] == "disputed");
+    payer.client().post("/v1/agents/thon/outcomes", &json!({"success": false})).expect(200);
+    wait_for("the outcome at the provider", || {
+        let profile = provider.client().get("/v1/agents/thon").expect(200).json();
+        (profile["reputation"]["failed_tasks"] == 1).then_some(())
+    });
+    provider.client().call(&Request::new("DELETE", "/v1/agents/thon")).expect(204);
+    wait_for("the deletion at the payer", || (payer.client().get("/v1/agents/thon").status == 404).then_some(()));
+    for sidecar in [&payer, &provider] {
+        wait_until_central(sidecar);
+    }
+
+    for question in operations_page("sql finance") {
+        let url = central.postgres.url("market").replacen("postgres@", "finance@", 1);
+        let answer = common::postgres::psql(&url, &question).expect("finance may ask");
+        assert!(answer.contains("order-1"), "{answer}");
+    }
+    for (role, refused) in [
+        ("sidecar", "DELETE FROM marketplace_transaction_events"),
+        ("sidecar", "UPDATE marketplace_transaction_events SET kind = 'settled'"),
+        ("sidecar", "DELETE FROM marketplace_transactions"),
+        ("finance", "UPDATE marketplace_transactions SET status = 'settled'"),
+    ] {
+        let url = central.postgres.url("market").replacen("postgres@", &format!("{role}@"), 1);
+        let error = common::postgres::psql(&url, refused).expect_err(refused);
+        assert!(error.contains("permission denied"), "{error}");
+    }
 }

@@ -4,6 +4,8 @@ mod common;
 
 #[path = "sync_postgres/access.rs"]
 mod access;
+#[path = "sync_postgres/backlog.rs"]
+mod backlog;
 #[path = "sync_postgres/batches.rs"]
 mod batches;
 #[path = "sync_postgres/book.rs"]

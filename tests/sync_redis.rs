@@ -181,6 +181,20 @@ fn what_others_observe_is_folded_once_across_a_takeover_restarts_and_a_loss_of_a
 }
 
 #[test]
+fn whoever_takes_an_agent_over_folds_what_was_observed_while_nobody_owned_it() {
+    let server = RedisServer::start();
+    let (a, b, c) = (Node::start(&server.url()), Node::start(&server.url()), Node::start(&server.url()));
+    a.register("thon", 3_600);
+    wait("the agent at B and C", || discovers(&b, "thon") && discovers(&c, "thon"));
+    drop(a.stop());
+    b.observe("thon", true);
+    b.observe("thon", false);
+    b.settled();
+    c.engine.replace(registration("thon", &["python"]), Precondition::default()).wait().expect("taken over");
+    wait("the outcomes at C", || c.counts("thon") == Some((2, 1, 1)));
+}
+
+#[test]
 fn idle_nodes_refill_a_redis_that_was_emptied_or_replaced() {
     let mut server = RedisServer::start();
     let (a, b) = (Node::start(&server.url()), Node::start(&server.url()));

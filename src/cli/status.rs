@@ -75,5 +75,16 @@ pub fn sinks(status: &Value, only: Option<&str>, output: &mut Output) -> Result<
         }
         row
     });
-    output.rows(SINKS, &rows.collect::<Vec<_>>())
+    output.rows(SINKS, &rows.collect::<Vec<_>>())?;
+    let notes =
+        all.iter().filter(|(name, _)| only.is_none_or(|only| only == name.as_str())).flat_map(|(name, sink)| {
+            let notes = sink["notes"].as_array().map_or(&[][..], Vec::as_slice);
+            notes.iter().filter_map(Value::as_str).map(|note| vec![name.clone(), note.to_owned()])
+        });
+    let notes: Vec<Vec<String>> = notes.collect();
+    if notes.is_empty() {
+        return Ok(());
+    }
+    output.bytes(b"\n")?;
+    output.table(&["sink", "note"], &[], notes)
 }

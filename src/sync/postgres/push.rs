@@ -19,7 +19,7 @@ pub const MAX_EVENTS: usize = 5_000;
 /// The most bytes of one batch.
 pub const MAX_BYTES: usize = 8 * 1024 * 1024;
 /// The sizes of the pieces into which a refused batch is taken apart, one after the other.
-const PIECES: [usize; 3] = [64, 8, 1];
+const PIECES: [usize; 3] = [100, 10, 1];
 /// Among how many entries in a row one and the same refusal of more than half means that not they are at fault.
 const WINDOW: usize = 200;
 

@@ -268,6 +268,8 @@ impl Redis {
                 session.link.listen(&channels, begins).await?;
             }
         }
+        // What was observed while nobody listened, or another node did that is gone, rings no more.
+        self.fold_of(session, &begun).await?;
         session.listening.extend(begun);
         for agent_id in ended {
             session.listening.remove(&agent_id);

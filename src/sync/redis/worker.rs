@@ -35,6 +35,8 @@ use crate::sync::state::Failure;
 
 /// How often it is asked whether this is still the same data on the same server.
 const ORIGIN_EVERY: Duration = Duration::from_secs(5);
+/// How long a backlog may drain before the rest of a round has its turn. What has just been pushed has its whole lease.
+const REST_EVERY: Duration = Duration::from_secs(10);
 /// How many bells of observers may wait; one more is found when the lease is renewed.
 const HEARD: usize = 1_024;
 /// Among so many changes the oldest is looked for that says when it was made; deletions do not.
@@ -64,6 +66,8 @@ pub struct Session {
     pub(super) cursor: Position,
     pub(super) origin: Origin,
     origin_due: Instant,
+    /// When the rest of a round is done even while a backlog drains.
+    rest_due: Instant,
     pub(super) leases: Leases,
     /// The changes up to which leases and channels are those of the agents that live here.
     pub(super) leased_seq: Option<u64>,
@@ -159,6 +163,7 @@ impl Redis {
             cursor: cursor.filter(|cursor| extent.continues(*cursor)).unwrap_or(extent.last),
             origin,
             origin_due: now + ORIGIN_EVERY,
+            rest_due: now + REST_EVERY,
             leases: Leases::default(),
             leased_seq: None,
             written: HashMap::new(),
@@ -303,6 +308,10 @@ impl Destination for Redis {
         let now = Instant::now();
         self.check_origin(session, now).await?;
         let (pushed, more_to_push) = self.push(session).await?;
+        if more_to_push && now < session.rest_due {
+            return Ok(Round { pushed, pulled: 0, more: true, pause: Duration::ZERO });
+        }
+        session.rest_due = now + REST_EVERY;
         self.renew(session, now).await?;
         self.offer(session).await?;
         self.fold(session).await?;
