@@ -148,8 +148,7 @@ fn a_row_that_somebody_keeps_locked_is_parked_and_delivered_when_it_is_free_and_
     let begun = Instant::now();
     wait_for("the parked event", || (central.row_status("kept") == "settled").then_some(()));
     assert!(begun.elapsed() < HEALED_WITHIN, "it took {:?} to be tried again", begun.elapsed());
-    wait_until_central(&sidecar);
-    assert_eq!(sink(&sidecar, "postgres")["parked"], 0);
+    wait_for("nothing to be parked", || (sink(&sidecar, "postgres")["parked"] == 0).then_some(()));
     sidecar.stop();
     home.assert_sound();
 }
@@ -185,6 +184,37 @@ fn a_dropped_column_halts_with_its_name_parks_nothing_and_heals_when_it_is_back(
         wait_until_central(&sidecar);
         assert_eq!(sink(&sidecar, "postgres")["last_error"], Value::Null);
     }
+    sidecar.stop();
+    home.assert_sound();
+}
+
+/// Transactions said `READ WRITE`, and so wrote on to a server that its host had made read-only before its disk was full.
+#[test]
+fn a_server_that_is_read_only_by_default_is_not_written_to_and_that_shows() {
+    let central = Central::start();
+    let home = Home::new();
+    let sidecar = central.setup(&home).start();
+    let mut client = sidecar.client();
+    register(&mut client, "thon", "sql");
+    record(&mut client, "before", "genesis", "thon");
+    wait_until_central(&sidecar);
+    let read_only = |value: &str| {
+        central.postgres.sql("postgres", &format!("ALTER SYSTEM SET default_transaction_read_only = {value}"));
+        central.postgres.sql("postgres", "SELECT pg_reload_conf()");
+    };
+    read_only("on");
+    wait_for("the server to be read-only", || {
+        (central.sql("SHOW transaction_read_only") == "on").then_some(())
+    });
+    record(&mut client, "meanwhile", "genesis", "thon");
+    let reason = wait_for("the refusal", || sink(&sidecar, "postgres")["last_error"].as_str().map(str::to_owned));
+    assert!(reason.contains("25006"), "{reason}");
+    assert_eq!(central.row_status("meanwhile"), "");
+    assert_eq!(sink(&sidecar, "postgres")["parked"], 0);
+    read_only("off");
+    let begun = Instant::now();
+    wait_for("what waited", || (central.row_status("meanwhile") == "pending").then_some(()));
+    assert!(begun.elapsed() < HEALED_WITHIN, "{:?}", begun.elapsed());
     sidecar.stop();
     home.assert_sound();
 }
