@@ -108,28 +108,29 @@ impl Fault {
                 (over, Ok(()))
             }
             Self::StatementsAreCancelled => {
-                // A role's own limit counts only until a transaction sets ours.
-                market.sql("ALTER ROLE postgres SET statement_timeout = '20ms'");
+                // The database's own limit counts only until a transaction sets ours.
+                let limit = |value| format!("ALTER DATABASE {DATABASE} SET statement_timeout = {value}");
+                market.postgres.sql("postgres", &limit(20));
                 signal_backends(market, "pg_terminate_backend");
                 for _ in 0..random.random_range(10..60) {
                     signal_backends(market, "pg_cancel_backend");
                     pause(random, 0..30);
                 }
-                (Box::new(|market| drop(market.sql("ALTER ROLE postgres RESET statement_timeout"))), Ok(()))
+                (Box::new(move |market| drop(market.postgres.sql("postgres", &limit(0)))), Ok(()))
             }
             Self::StatementsTakeTooLong => {
-                market.sql(
-                    "CREATE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS
-                     $$ BEGIN PERFORM pg_sleep(60); RETURN NULL; END $$;
-                     CREATE TRIGGER linger BEFORE INSERT ON marketplace_transaction_events EXECUTE FUNCTION linger()",
-                );
-                let end: End = Box::new(|market| {
-                    // Dropping it has to wait for whoever is within it.
-                    wait_for("the trigger to go", || {
-                        let sql = "SET lock_timeout = '100ms'; DROP FUNCTION linger CASCADE";
-                        market.postgres.try_sql(DATABASE, sql).ok()
-                    });
-                });
+                let linger = |seconds: u64| {
+                    format!(
+                        "CREATE OR REPLACE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS
+                         $$ BEGIN PERFORM pg_sleep({seconds}); RETURN NULL; END $$"
+                    )
+                };
+                let trigger = "CREATE OR REPLACE TRIGGER linger BEFORE INSERT ON marketplace_transaction_events
+                               EXECUTE FUNCTION linger()";
+                market.sql(&linger(60));
+                market.sql(trigger);
+                // What is within it by then has to run into its own limit.
+                let end: End = Box::new(move |market| drop(market.sql(&linger(0))));
                 (end, market.shows("postgres"))
             }
             Self::AnotherWriterDeadlocks => {

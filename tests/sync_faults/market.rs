@@ -16,6 +16,8 @@ use super::traders::{Deed, PARTIES, Traders};
 
 /// A fault shows so soon.
 pub const VISIBLE_WITHIN: Duration = Duration::from_secs(10);
+/// Work that goes on makes a state other than live for moments.
+const NOT_LIVE_FOR: Duration = Duration::from_secs(2);
 /// And heals so soon once its cause is gone.
 pub const HEALED_WITHIN: Duration = Duration::from_secs(30);
 /// The database that sidecars share.
@@ -91,20 +93,23 @@ impl Market {
         self.clients().map(|mut client| client.get("/v1/status").expect(200).json()["sinks"][name].clone())
     }
 
-    /// Waits until both sidecars show that something is wrong with a sink.
+    /// Waits until both sidecars have shown that something is wrong with a sink: an error, or, for longer than work goes
+    /// on in between, a state that is not live.
     ///
     /// # Errors
     /// What they showed instead when it was time.
     pub fn shows(&self, name: &str) -> Result<(), String> {
         let deadline = Instant::now() + VISIBLE_WITHIN;
-        let is_shown = |sink: &Value| sink["last_error"].is_string() || sink["state"] != "live" || sink["parked"] != 0;
-        let mut unseen = [true; 2];
+        let (mut shown, mut live_at) = ([false; 2], [Instant::now(); 2]);
         loop {
             let sinks = self.sinks(name);
-            for (unseen, sink) in unseen.iter_mut().zip(&sinks) {
-                *unseen &= !is_shown(sink);
+            for ((shown, live_at), sink) in shown.iter_mut().zip(&mut live_at).zip(&sinks) {
+                if sink["state"] == "live" {
+                    *live_at = Instant::now();
+                }
+                *shown |= sink["last_error"].is_string() || live_at.elapsed() >= NOT_LIVE_FOR;
             }
-            if unseen == [false; 2] {
+            if shown == [true; 2] {
                 return Ok(());
             }
             if Instant::now() >= deadline {
