@@ -143,6 +143,12 @@ fn a_row_that_somebody_keeps_locked_is_parked_and_delivered_when_it_is_free_and_
     }
     assert_eq!(central.row_status("kept"), "pending");
 
+    // At the worst moment: it was tried just now, in vain. At a pace of thirty seconds it came later than promised.
+    central.postgres.sql("postgres", "ALTER SYSTEM SET log_statement = 'all'");
+    central.postgres.sql("postgres", "SELECT pg_reload_conf()");
+    let tries = || central.postgres.log().matches("FOR UPDATE SKIP LOCKED").count();
+    let tried = tries();
+    wait_for("another try", || (tries() > tried).then_some(()));
     central.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'holder'");
     holder.join().expect("psql can be waited for");
     let begun = Instant::now();
