@@ -99,7 +99,12 @@ impl Metrics {
 
     /// A transaction was recorded here.
     pub fn recorded(&self, capability: &str, currency: &str, amount: f64) {
-        self.0.marketplace.transactions.count(capability, bounded::Count::add);
+        self.recorded_many(capability, currency, 1, amount);
+    }
+
+    /// So many were, of so much together.
+    pub fn recorded_many(&self, capability: &str, currency: &str, transactions: u32, amount: f64) {
+        self.0.marketplace.transactions.count(capability, |count| count.add_many(transactions));
         self.0.marketplace.amounts.count(currency, |sum| sum.add(amount));
     }
 
