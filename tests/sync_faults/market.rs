@@ -39,10 +39,8 @@ pub struct Market {
 impl Market {
     pub fn open() -> Self {
         // Found early, so that a deadlock is one and not a lock that took too long.
-        let central = Central {
-            redis: RedisServer::start(),
-            postgres: Postgres::start_with(&["deadlock_timeout=100ms"]),
-        };
+        let central =
+            Central { redis: RedisServer::start(), postgres: Postgres::start_with(&["deadlock_timeout=100ms"]) };
         central.postgres.database(DATABASE);
         let link = Proxy::before(central.postgres.port());
         let flags = [
@@ -192,7 +190,9 @@ impl Market {
                 let (seen, events) = (seen.json(), events.json());
                 let items = events["items"].as_array().expect("a list").clone();
                 if let Some(difference) = self.row_differs(&row, &seen, &items, &deeds[&id]) {
-                    return Some(format!("{id} at {party}'s sidecar: {difference}\nrow: {row}\nshown: {seen}\n{events}"));
+                    return Some(format!(
+                        "{id} at {party}'s sidecar: {difference}\nrow: {row}\nshown: {seen}\n{events}"
+                    ));
                 }
                 shown.push((seen, events));
             }
@@ -251,7 +251,8 @@ impl Market {
 
     /// How Redis, the sidecars and the account differ about the registry.
     fn registry_differs(&self, agents: &BTreeMap<String, BTreeSet<String>>) -> Option<String> {
-        let strings = |words: &[&str]| -> BTreeSet<String> { self.redis.command::<Vec<String>>(words).into_iter().collect() };
+        let strings =
+            |words: &[&str]| -> BTreeSet<String> { self.redis.command::<Vec<String>>(words).into_iter().collect() };
         let live: BTreeSet<String> = agents.keys().cloned().collect();
         let documents: BTreeSet<String> =
             strings(&["KEYS", "agent:*"]).iter().map(|key| key["agent:".len()..].to_owned()).collect();

@@ -209,9 +209,7 @@ fn a_server_that_is_read_only_by_default_is_not_written_to_and_that_shows() {
         central.postgres.sql("postgres", "SELECT pg_reload_conf()");
     };
     read_only("on");
-    wait_for("the server to be read-only", || {
-        (central.sql("SHOW transaction_read_only") == "on").then_some(())
-    });
+    wait_for("the server to be read-only", || (central.sql("SHOW transaction_read_only") == "on").then_some(()));
     record(&mut client, "meanwhile", "genesis", "thon");
     let reason = wait_for("the refusal", || sink(&sidecar, "postgres")["last_error"].as_str().map(str::to_owned));
     assert!(reason.contains("25006"), "{reason}");

@@ -222,8 +222,6 @@ impl Traders {
         let has_key = request.method == "POST";
         let key = self.mint("key");
         let request = if has_key { request.clone().header("Idempotency-Key", key) } else { request.clone() };
-        wait_for("an answer of the sidecar", || {
-            Client::new(Address::Tcp(self.address(side))).try_call(&request).ok()
-        })
+        wait_for("an answer of the sidecar", || Client::new(Address::Tcp(self.address(side))).try_call(&request).ok())
     }
 }
