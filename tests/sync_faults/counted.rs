@@ -76,6 +76,42 @@ fn whatever_fails_central_ends_up_with_exactly_what_was_acknowledged() {
     assert_eq!(trials.len(), count, "every fault had its trial");
 }
 
+/// The account would be worth nothing if it could not tell.
+#[test]
+fn whatever_is_not_as_it_was_acknowledged_is_noticed() {
+    let market = Market::open();
+    let mut random = StdRng::seed_from_u64(1);
+    let orders: Vec<String> = (0..3).map(|_| market.traders.record(0, &mut random)).collect();
+    assert!(market.traders.dispute(0, &orders[0]));
+    let account = std::mem::take(&mut market.traders.account.lock().expect("no holder panics").touched);
+    // Left to itself, it forgets what it has looked at once.
+    let looks_again = || market.traders.account.lock().expect("no holder panics").touched.clone_from(&account);
+    looks_again();
+    market.heals().expect("nothing failed");
+    for (wrong, right) in [
+        (
+            "UPDATE marketplace_transactions SET amount = amount + 0.000000001",
+            "UPDATE marketplace_transactions SET amount = amount - 0.000000001",
+        ),
+        (
+            "CREATE TABLE kept AS SELECT * FROM marketplace_transactions; DELETE FROM marketplace_transactions WHERE status = 'disputed'",
+            "INSERT INTO marketplace_transactions SELECT * FROM kept WHERE status = 'disputed'",
+        ),
+        (
+            "UPDATE marketplace_transaction_events SET transaction_id = transaction_id || '-' WHERE kind = 'disputed'",
+            "UPDATE marketplace_transaction_events SET transaction_id = trim('-' FROM transaction_id) WHERE kind = 'disputed'",
+        ),
+    ] {
+        market.sql(wrong);
+        looks_again();
+        assert!(market.difference().is_some(), "{wrong}");
+        market.sql(right);
+        assert_eq!(market.heals().map(drop), Ok(()), "{right}");
+    }
+    market.redis.command::<i64>(&["SADD", "agents:capabilities:sql", "nobody"]);
+    assert!(market.difference().is_some_and(|difference| difference.contains("nobody")));
+}
+
 /// Classes in a random order, each as often as any other, give or take one.
 fn deck(count: usize, random: &mut StdRng) -> Vec<Fault> {
     let mut deck = Vec::with_capacity(count);
@@ -105,6 +141,7 @@ fn run(number: usize, faults: &[Fault], mut random: StdRng) -> Vec<Trial> {
                 return Ok(());
             }
         }
+        println!("market {number}: PostgreSQL's log has {}", market.complaints());
         market.close()
     }));
     let failure = match ran {

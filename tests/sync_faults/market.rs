@@ -126,12 +126,7 @@ impl Market {
         loop {
             // Looked at once more after the last wait: a machine that is busy is no fault of the market's.
             let is_over = begun.elapsed() >= HEALED_WITHIN;
-            let is_different = self.backlog().or_else(|| {
-                let account = self.traders.account.lock().expect("no holder panics");
-                let touched: Vec<&str> = account.touched.iter().map(String::as_str).collect();
-                self.ledger_differs(&account.deeds, &touched).or_else(|| self.registry_differs(&account.agents))
-            });
-            let Some(difference) = is_different else {
+            let Some(difference) = self.difference() else {
                 self.traders.account.lock().expect("no holder panics").touched.clear();
                 return Ok(begun.elapsed());
             };
@@ -141,6 +136,15 @@ impl Market {
             }
             std::thread::sleep(Duration::from_millis(100));
         }
+    }
+
+    /// What central, the sidecars and the account do not agree about, of all that changed since they last did.
+    pub fn difference(&self) -> Option<String> {
+        self.backlog().or_else(|| {
+            let account = self.traders.account.lock().expect("no holder panics");
+            let touched: Vec<&str> = account.touched.iter().map(String::as_str).collect();
+            self.ledger_differs(&account.deeds, &touched).or_else(|| self.registry_differs(&account.agents))
+        })
     }
 
     /// What is still on its way.
@@ -330,6 +334,23 @@ impl Market {
         }
         self.homes.iter().for_each(Home::assert_sound);
         Ok(())
+    }
+
+    /// How often PostgreSQL had each of these to say, as a sign that faults were what they are called.
+    pub fn complaints(&self) -> String {
+        let log = self.postgres.log();
+        let count = |words: &str| format!("{words}: {}", log.matches(words).count());
+        [
+            "deadlock detected",
+            "due to lock timeout",
+            "due to statement timeout",
+            "due to user request",
+            "in a read-only transaction",
+            "due to administrator command",
+            "database system was interrupted",
+        ]
+        .map(count)
+        .join(", ")
     }
 
     /// What a sidecar logged since it was started.
