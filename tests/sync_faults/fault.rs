@@ -108,41 +108,40 @@ impl Fault {
                 (over, Ok(()))
             }
             Self::StatementsAreCancelled => {
-                // The database's own limit counts only until a transaction sets ours.
-                let limit = |value| format!("ALTER DATABASE {DATABASE} SET statement_timeout = {value}");
-                market.postgres.sql("postgres", &limit(20));
-                signal_backends(market, "pg_terminate_backend");
-                for _ in 0..random.random_range(10..60) {
+                // So short that without it none would ever be met.
+                linger(market, 0.2);
+                let cancelled = complaints(market, "due to user request");
+                for _ in 0..random.random_range(20..200) {
                     signal_backends(market, "pg_cancel_backend");
                     pause(random, 0..30);
                 }
-                (Box::new(move |market| drop(market.postgres.sql("postgres", &limit(0)))), Ok(()))
+                let met = complaints(market, "due to user request") > cancelled;
+                let met = if met { Ok(()) } else { Err("no statement was met".to_owned()) };
+                (Box::new(|market| linger(market, 0.0)), met)
             }
             Self::StatementsTakeTooLong => {
-                let linger = |seconds: u64| {
-                    format!(
-                        "CREATE OR REPLACE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS
-                         $$ BEGIN PERFORM pg_sleep({seconds}); RETURN NULL; END $$"
-                    )
-                };
-                let trigger = "CREATE OR REPLACE TRIGGER linger BEFORE INSERT ON marketplace_transaction_events
-                               EXECUTE FUNCTION linger()";
-                market.sql(&linger(60));
-                market.sql(trigger);
-                // What is within it by then has to run into its own limit.
-                let end: End = Box::new(move |market| drop(market.sql(&linger(0))));
-                (end, market.shows("postgres"))
+                linger(market, 60.0);
+                // What is within it at the end has to run into its own limit.
+                (Box::new(|market| linger(market, 0.0)), market.shows("postgres"))
             }
             Self::AnotherWriterDeadlocks => {
-                for _ in 0..random.random_range(2..6) {
+                // While one batch lingers the next one grows, until it holds several of these rows.
+                linger(market, 0.3);
+                let deadlocks = complaints(market, "deadlock detected");
+                for _ in 0..20 {
                     let rows = some_rows(market, random);
-                    // From the last to the first, which is against the order that all sidecars keep.
-                    let locks: String = rows.iter().rev().map(|id| lock_of(id) + "SELECT pg_sleep(0.02);").collect();
                     rows.iter().for_each(|id| add_to(market, id, random));
+                    // From the last to the first, which is against the order that all sidecars keep.
+                    let locks: String = rows.iter().rev().map(|id| lock_of(id) + "SELECT pg_sleep(0.2);").collect();
                     // It may be the one who has to give way.
                     drop(market.postgres.try_sql(DATABASE, &format!("BEGIN; {locks} ROLLBACK")));
+                    if complaints(market, "deadlock detected") > deadlocks {
+                        break;
+                    }
                 }
-                (over, Ok(()))
+                let met = complaints(market, "deadlock detected") > deadlocks;
+                let met = if met { Ok(()) } else { Err("no deadlock came about".to_owned()) };
+                (Box::new(|market| linger(market, 0.0)), met)
             }
             Self::RowsAreLocked => {
                 let rows = some_rows(market, random);
@@ -257,6 +256,22 @@ fn read_only(market: &Market, is_read_only: bool) {
     let value = if is_read_only { "on" } else { "off" };
     market.postgres.sql("postgres", &format!("ALTER SYSTEM SET default_transaction_read_only = {value}"));
     market.postgres.sql("postgres", "SELECT pg_reload_conf()");
+}
+
+/// How often PostgreSQL has said this so far.
+fn complaints(market: &Market, words: &str) -> usize {
+    market.postgres.log().matches(words).count()
+}
+
+/// Makes every insertion of events take so long; the function alone changes after the first time, which needs no lock.
+fn linger(market: &Market, seconds: f64) {
+    market.sql(&format!(
+        "CREATE OR REPLACE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN PERFORM pg_sleep({seconds}); RETURN NULL; END $$"
+    ));
+    if market.sql("SELECT count(*) FROM pg_trigger WHERE tgname = 'linger'") == "0" {
+        market.sql("CREATE TRIGGER linger BEFORE INSERT ON marketplace_transaction_events EXECUTE FUNCTION linger()");
+    }
 }
 
 /// Ends or cancels what runs for the sidecars.
