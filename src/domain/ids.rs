@@ -86,9 +86,12 @@ impl AgentId {
 }
 
 impl TransactionId {
+    /// The most characters of any, whoever made it.
+    pub const LONGEST: usize = 32;
+
     /// Checks the grammar.
     pub fn parse(field: &'static str, text: &str) -> Result<Self, Invalid> {
-        if is_word(text, 32) {
+        if is_word(text, Self::LONGEST) {
             Ok(Self(Arc::from(text)))
         } else {
             Err(Invalid::new(field, "a transaction id is 1 to 32 of the characters A-Z a-z 0-9 _ -"))
