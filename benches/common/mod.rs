@@ -1,4 +1,4 @@
-//! What the benches share: a report of ratios with their bounds, and the agents and transactions that they work on.
+//! What the benches share: a report of ratios and figures with their bounds, and the agents and transactions that they work on.
 
 #![allow(dead_code, reason = "every bench compiles this module and uses a part of it")]
 
@@ -60,7 +60,8 @@ impl fmt::Display for Bound {
     }
 }
 
-/// Ratios with their bounds. What was measured goes to stderr as it comes; only ratios travel to other machines.
+/// Ratios and figures with their bounds. What was measured goes to stderr as it comes; mostly ratios travel to other
+/// machines.
 #[derive(Debug, Default)]
 pub struct Report {
     rows: Vec<(String, f64, Bound)>,
@@ -71,9 +72,14 @@ impl Report {
         self.rows.push((what.into(), ratio, bound));
     }
 
+    /// A number that means the same on every machine that is not overloaded, with its unit in `what`.
+    pub fn figure(&mut self, what: impl Into<String>, value: f64, bound: Bound) {
+        self.rows.push((what.into(), value, bound));
+    }
+
     /// Prints the table; a failure if a bound was missed.
     pub fn finish(self) -> ExitCode {
-        let mut table = String::from("\n| what | ratio | required | |\n| --- | ---: | ---: | --- |\n");
+        let mut table = String::from("\n| what | measured | required | |\n| --- | ---: | ---: | --- |\n");
         let mut missed = 0;
         for (what, ratio, bound) in &self.rows {
             let verdict = if bound.holds(*ratio) { "ok" } else { "MISSED" };

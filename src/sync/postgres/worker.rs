@@ -227,11 +227,19 @@ struct Rhythm {
     last_traffic: Instant,
     last_read: Option<Instant>,
     pause: Duration,
+    /// Somebody called too soon after the last read; the next one makes up for it.
+    is_called: bool,
 }
 
 impl Rhythm {
     fn new() -> Self {
-        Self { random: rand::make_rng(), last_traffic: Instant::now(), last_read: None, pause: Duration::ZERO }
+        Self {
+            random: rand::make_rng(),
+            last_traffic: Instant::now(),
+            last_read: None,
+            pause: Duration::ZERO,
+            is_called: false,
+        }
     }
 
     /// There were events of ours, or somebody asked: others may answer soon.
@@ -241,10 +249,9 @@ impl Rhythm {
     }
 
     /// Whether it is time to; `is_called`: whether somebody says so.
-    fn is_due(&self, is_called: bool) -> bool {
-        let Some(last_read) = self.last_read else { return true };
-        let pause = if is_called { SHORTEST_PAUSE } else { self.pause.max(SHORTEST_PAUSE) };
-        last_read.elapsed() >= pause
+    fn is_due(&mut self, is_called: bool) -> bool {
+        self.is_called |= is_called;
+        self.pause().is_zero()
     }
 
     /// A read is done; whether there was anything.
@@ -254,6 +261,7 @@ impl Rhythm {
             self.last_traffic = now;
         }
         self.last_read = Some(now);
+        self.is_called = false;
         let base = if now.duration_since(self.last_traffic) < BUSY_FOR {
             BUSY_PAUSE
         } else {
@@ -264,7 +272,7 @@ impl Rhythm {
 
     /// How long to wait now.
     fn pause(&self) -> Duration {
-        let pause = self.pause.max(SHORTEST_PAUSE);
+        let pause = if self.is_called { SHORTEST_PAUSE } else { self.pause.max(SHORTEST_PAUSE) };
         self.last_read.map_or(Duration::ZERO, |last_read| pause.saturating_sub(last_read.elapsed()))
     }
 }
@@ -278,7 +286,7 @@ mod tests {
         let mut rhythm = Rhythm::new();
         assert!(rhythm.is_due(false), "the first read waits for nothing");
         rhythm.read(false);
-        assert!(!rhythm.is_due(true), "not twice at once, whoever calls");
+        assert!(!rhythm.is_due(false), "not twice at once");
         let started = Instant::now();
         let mut pauses = Vec::new();
         while started.elapsed() < Duration::from_secs(600) {
@@ -299,5 +307,20 @@ mod tests {
         tokio::time::advance(SHORTEST_PAUSE).await;
         rhythm.read(true);
         assert!(rhythm.pause() < Duration::from_secs(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_bell_that_rings_just_after_a_read_is_answered_soon_and_once() {
+        let mut rhythm = Rhythm::new();
+        tokio::time::advance(BUSY_FOR).await;
+        rhythm.read(false);
+        assert!(rhythm.pause() > Duration::from_secs(3), "an idle node does not look again for long");
+        tokio::time::advance(SHORTEST_PAUSE / 2).await;
+        assert!(!rhythm.is_due(true), "just now it looked");
+        assert_eq!(rhythm.pause(), SHORTEST_PAUSE / 2);
+        tokio::time::advance(SHORTEST_PAUSE / 2).await;
+        assert!(rhythm.is_due(false), "it was called, if some time ago");
+        rhythm.read(false);
+        assert!(rhythm.pause() > Duration::from_secs(3));
     }
 }

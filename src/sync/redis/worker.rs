@@ -35,10 +35,10 @@ use crate::sync::state::Failure;
 
 /// How often it is asked whether this is still the same data on the same server.
 const ORIGIN_EVERY: Duration = Duration::from_secs(5);
-/// What is told when the nonce is another.
-const LOST: &str = "Redis was emptied or replaced; this node tells it everything again";
 /// How long a backlog may drain before the rest of a round has its turn. What has just been pushed has its whole lease.
 const REST_EVERY: Duration = Duration::from_secs(10);
+/// What is told when the nonce is another.
+const LOST: &str = "Redis was emptied or replaced; this node tells it everything again";
 /// How many bells of observers may wait; one more is found when the lease is renewed.
 const HEARD: usize = 1_024;
 /// Among so many changes the oldest is looked for that says when it was made; deletions do not.
