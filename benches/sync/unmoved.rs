@@ -4,10 +4,9 @@
 use std::time::Duration;
 
 use rustix::process::Signal;
-use serde_json::json;
 
-use crate::common::central::{Central, sink};
-use crate::common::sidecar::{Home, Sidecar, wait_for};
+use crate::common::central::{Central, register, sink};
+use crate::common::sidecar::{Home, Setup, Sidecar, wait_for};
 use crate::load::{self, Outcome};
 use crate::report::{Bound, Report, agent_id, median};
 
@@ -63,15 +62,11 @@ fn measure(sidecars: [&Sidecar; 2], time: Duration, pair: u64) -> [Outcome; 2] {
     })
 }
 
-fn start(setup: &crate::common::sidecar::Setup) -> Sidecar {
+fn start(setup: &Setup) -> Sidecar {
     let sidecar = setup.start();
     let mut client = sidecar.client();
     for number in 0..AGENTS {
-        let body = json!({
-            "agent_id": agent_id(number).as_str(), "name": "one of many", "capabilities": ["capability-01"],
-            "ttl_seconds": 3_600,
-        });
-        client.post("/v1/agents", &body).expect(201);
+        register(&mut client, agent_id(number).as_str(), "capability-01");
     }
     sidecar
 }
@@ -121,7 +116,7 @@ impl Outage {
         }
     }
 
-    fn setup(self, central: &Central, home: &Home) -> crate::common::sidecar::Setup {
+    fn setup(self, central: &Central, home: &Home) -> Setup {
         match self {
             Self::Stopped | Self::Stalled => central.setup(home),
             Self::Refusing => {
