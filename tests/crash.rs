@@ -377,17 +377,19 @@ fn a_flipped_page_that_matters_is_told_by_verify() {
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 
 #[test]
-fn a_file_of_a_newer_format_is_refused_by_name() {
-    let home = closed_store();
-    let database = Database::open(home.file()).unwrap();
-    let known =
-        database.begin_read().unwrap().open_table(META).unwrap().get("format").unwrap().unwrap().value().to_vec();
-    let newer = u32::from_le_bytes(known.try_into().unwrap()) + 1;
-    let write = database.begin_write().unwrap();
-    write.open_table(META).unwrap().insert("format", newer.to_le_bytes().as_slice()).unwrap();
-    write.commit().unwrap();
-    drop(database);
-    assert_refused_untouched(&home, 65, &format!("file format {newer}"), "a newer format");
+fn a_file_of_a_newer_or_an_older_format_is_refused_by_name() {
+    for change in [1, -1] {
+        let home = closed_store();
+        let database = Database::open(home.file()).unwrap();
+        let known =
+            database.begin_read().unwrap().open_table(META).unwrap().get("format").unwrap().unwrap().value().to_vec();
+        let other = u32::from_le_bytes(known.try_into().unwrap()).checked_add_signed(change).unwrap();
+        let write = database.begin_write().unwrap();
+        write.open_table(META).unwrap().insert("format", other.to_le_bytes().as_slice()).unwrap();
+        write.commit().unwrap();
+        drop(database);
+        assert_refused_untouched(&home, 65, &format!("file format {other}"), "another format");
+    }
 }
 
 fn mode(path: &Path) -> u32 {

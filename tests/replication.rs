@@ -264,6 +264,19 @@ fn operations_page(mark: &str) -> Vec<String> {
 }
 
 #[test]
+fn a_password_that_is_asked_for_and_not_there_halts_the_sink() {
+    let central = Central::start();
+    central.postgres.role("node");
+    let home = Home::new();
+    let url = central.postgres.url("market").replacen("postgres@", "node@", 1);
+    let sidecar = home.setup().flags(&["--postgres-url", &url]).start();
+    let halted = wait_for("the halt", || Some(sink(&sidecar, "postgres")).filter(|sink| sink["state"] == "halted"));
+    assert!(halted["last_error"].as_str().is_some_and(|error| error.contains("password missing")), "{halted}");
+    assert_eq!(sink(&sidecar, "redis")["state"], "off");
+    sidecar.stop();
+}
+
+#[test]
 fn the_rights_that_the_operations_page_grants_are_enough_and_no_more_than_that() {
     let central = Central::start();
     let made = common::sidecar::tradepost()
@@ -278,22 +291,28 @@ fn the_rights_that_the_operations_page_grants_are_enough_and_no_more_than_that()
     let acl = acl.replace("\\\n", " ").replace("PASSWORD", "s3cret");
     central.redis.command::<()>(&acl.split_whitespace().collect::<Vec<_>>());
 
-    // Trust is what the tests' server has for whoever is on this machine; the role is what matters.
-    let postgres = central.postgres.url("market").replacen("postgres@", "sidecar@", 1);
+    for role in ["sidecar", "finance"] {
+        central.sql(&format!("ALTER ROLE {role} PASSWORD '{}'", common::postgres::PASSWORD));
+    }
     let redis = central.redis.url_with("sidecar:s3cret@");
+    let as_role = |role: &str| central.postgres.url_of(role, "market");
+
     let homes = [Home::new(), Home::new()];
-    let file = |home: &Home| {
-        let file = home.path().join("redis-url");
-        fs::write(&file, &redis).expect("a temporary directory takes a file");
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("it is our own");
-        file.to_str().expect("an ASCII path").to_owned()
-    };
-    let [payer, provider] = homes
-        .each_ref()
-        .map(|home| home.setup().flags(&["--redis-url-file", &file(home), "--postgres-url", &postgres]).start());
+    let [payer, provider] = homes.each_ref().map(|home| {
+        let [redis, postgres] = [("redis", &redis), ("postgres", &as_role("sidecar"))].map(|(name, url)| {
+            let file = home.path().join(name);
+            fs::write(&file, url).expect("a temporary directory takes a file");
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("it is our own");
+            file.to_str().expect("an ASCII path").to_owned()
+        });
+        home.setup().flags(&["--redis-url-file", &redis, "--postgres-url-file", &postgres]).start()
+    });
     register(&mut payer.client(), "genesis", "planning");
     register(&mut provider.client(), "thon", "sql");
     record(&mut payer.client(), "order-1", "genesis", "thon");
+    for sidecar in [&payer, &provider] {
+        wait_until_central(sidecar);
+    }
     wait_for("the transaction at the provider", || view(&mut provider.client(), "order-1"));
     assert_eq!(decide(&mut provider.client(), "order-1", &Decision::Dispute), 200);
     wait_for_agreement(&central, [&payer, &provider], "order-1", |shown| shown["status"] == "disputed");
@@ -309,8 +328,7 @@ fn the_rights_that_the_operations_page_grants_are_enough_and_no_more_than_that()
     }
 
     for question in operations_page("sql finance") {
-        let url = central.postgres.url("market").replacen("postgres@", "finance@", 1);
-        let answer = common::postgres::psql(&url, &question).expect("finance may ask");
+        let answer = common::postgres::psql(&as_role("finance"), &question).expect("finance may ask");
         assert!(answer.contains("order-1"), "{answer}");
     }
     for (role, refused) in [
@@ -319,8 +337,7 @@ fn the_rights_that_the_operations_page_grants_are_enough_and_no_more_than_that()
         ("sidecar", "DELETE FROM marketplace_transactions"),
         ("finance", "UPDATE marketplace_transactions SET status = 'settled'"),
     ] {
-        let url = central.postgres.url("market").replacen("postgres@", &format!("{role}@"), 1);
-        let error = common::postgres::psql(&url, refused).expect_err(refused);
+        let error = common::postgres::psql(&as_role(role), refused).expect_err(refused);
         assert!(error.contains("permission denied"), "{error}");
     }
 }

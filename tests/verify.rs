@@ -14,9 +14,8 @@ use tradepost::store::{VerifyReport, verify};
 use tradepost::{Engine, Idempotency, Location, Options, Precondition};
 
 const LEDGER_LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("ledger_log");
-const TRANSACTIONS: TableDefinition<'_, &[u8; 12], &[u8]> = TableDefinition::new("transactions");
+const TRANSACTIONS: TableDefinition<'_, &[u8; 16], &[u8]> = TableDefinition::new("transactions");
 const TRANSACTION_IDS: TableDefinition<'_, &[u8], &[u8; 12]> = TableDefinition::new("transaction_ids");
-const TRANSACTION_INDEX: TableDefinition<'_, &[u8; 16], u8> = TableDefinition::new("transaction_index");
 const TALLIES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("tallies");
 const AGENT_NUMBERS: TableDefinition<'_, &str, u32> = TableDefinition::new("agent_numbers");
 const AGENTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("agents");
@@ -100,28 +99,60 @@ fn every_byte_of_the_ledger_log_is_watched() {
         let table = database.begin_read().unwrap().open_table(LEDGER_LOG).unwrap();
         table.iter().unwrap().map(|row| row.map(|(seq, row)| (seq.value(), row.value().to_vec())).unwrap()).collect()
     };
-    assert_eq!(rows.len(), 8);
-    // Every byte of the first, of one in the middle and of the last row.
-    for (seq, row) in [&rows[0], &rows[3], &rows[7]] {
-        for at in 0..row.len() {
-            let (_, report) = changed(&original, "flipped.redb", |transaction| {
-                let mut tampered = row.clone();
-                tampered[at] ^= 0x01;
-                transaction.open_table(LEDGER_LOG).unwrap().insert(seq, tampered.as_slice()).unwrap();
-            });
-            assert!(!report.is_clean(), "byte {at} of row {seq}");
+    let [(1, row)] = &rows[..] else { panic!("eight events fit in one row: {}", rows.len()) };
+    let tampered = |change: &dyn Fn(&mut Log<'_>)| {
+        changed(&original, "tampered.redb", |transaction| change(&mut transaction.open_table(LEDGER_LOG).unwrap())).1
+    };
+    let events = events_of(row);
+    assert_eq!(events.concat(), *row);
+    assert_eq!(events.len(), 8);
+    // Every byte of the first, of one in the middle and of the last event.
+    for number in [0, 3, 7] {
+        let begins = events[..number].concat().len();
+        for at in begins..begins + events[number].len() {
+            let mut flipped = row.clone();
+            flipped[at] ^= 0x01;
+            let report = tampered(&|log| drop(log.insert(1, flipped.as_slice()).unwrap()));
+            assert!(!report.is_clean(), "byte {at}");
         }
     }
-    for (what, change) in [("dropped", None), ("repeated", Some(2_u64))] {
-        let (_, report) = changed(&original, "moved.redb", |transaction| {
-            let mut table = transaction.open_table(LEDGER_LOG).unwrap();
-            match change {
-                None => drop(table.remove(8).unwrap()),
-                Some(from) => drop(table.insert(9, rows[usize::try_from(from).unwrap()].1.as_slice()).unwrap()),
-            }
-        });
-        assert!(!report.is_clean(), "a row was {what}");
+    let swapped = [&events[..2], &[events[3], events[2]], &events[4..]].concat();
+    let repeated = [&events[..], &events[2..3]].concat();
+    for (what, events) in [("missing", &events[..7]), ("too few", &[]), ("swapped", &swapped), ("repeated", &repeated)]
+    {
+        let report = tampered(&|log| drop(log.insert(1, events.concat().as_slice()).unwrap()));
+        assert!(!report.is_clean(), "events are {what}");
     }
+    let report = tampered(&|log| {
+        log.insert(1, events[..4].concat().as_slice()).unwrap();
+        log.insert(5, events[4..].concat().as_slice()).unwrap();
+    });
+    assert!(report.is_clean(), "how the events are spread over rows does not matter: {:#?}", report.findings);
+    let report = tampered(&|log| {
+        log.insert(1, events[..4].concat().as_slice()).unwrap();
+        log.insert(6, events[4..].concat().as_slice()).unwrap();
+    });
+    assert!(!report.is_clean(), "a gap between two rows");
+}
+
+type Log<'t> = redb::Table<'t, u64, &'static [u8]>;
+
+/// The events of a row of the log: each a length, a hash of 32 bytes and so many more.
+fn events_of(mut row: &[u8]) -> Vec<&[u8]> {
+    let mut events = Vec::new();
+    while !row.is_empty() {
+        let (length, bytes) = number(row);
+        let (event, rest) = row.split_at(bytes + 32 + usize::try_from(length).unwrap());
+        events.push(event);
+        row = rest;
+    }
+    events
+}
+
+/// A number of seven bits a byte, the lowest first and the top bit set in all bytes but the last; how many bytes it has.
+fn number(bytes: &[u8]) -> (u64, usize) {
+    let length = bytes.iter().position(|byte| *byte < 0x80).expect("it ends") + 1;
+    (bytes[..length].iter().rev().fold(0, |number, byte| number << 7 | u64::from(byte & 0x7f)), length)
 }
 
 /// Removes the first row of a table whose key and value are plain.
@@ -143,9 +174,7 @@ fn every_index_and_counter_is_compared_with_the_records() {
     build(&original);
     assert!(verify(&original, &mut |_, _, _| {}).unwrap().is_clean());
     let changes: Vec<(&str, Change)> = vec![
-        ("a transaction", without_first!(TRANSACTIONS)),
         ("an id", without_first!(TRANSACTION_IDS)),
-        ("an index row", without_first!(TRANSACTION_INDEX)),
         ("the totals", without_first!(TALLIES)),
         ("an agent's number", without_first!(AGENT_NUMBERS)),
         ("an agent", without_first!(AGENTS)),
@@ -205,17 +234,11 @@ fn every_index_and_counter_is_compared_with_the_records() {
         ("a receipt", without_first!(RECEIPTS)),
         ("a receipt's age", without_first!(RECEIPT_AGES)),
         (
-            "a role in the index",
+            "an id that says where its transaction is",
             Box::new(|transaction| {
-                let mut table = transaction.open_table(TRANSACTION_INDEX).unwrap();
-                let (key, value) = table.last().unwrap().map(|(key, value)| (*key.value(), value.value())).unwrap();
-                table.insert(&key, value ^ 3).unwrap();
-            }),
-        ),
-        (
-            "a row of the index that points nowhere",
-            Box::new(|transaction| {
-                transaction.open_table(TRANSACTION_INDEX).unwrap().insert(&[7; 16], 1).unwrap();
+                let mut table = transaction.open_table(TRANSACTION_IDS).unwrap();
+                let key = *table.iter().unwrap().next().unwrap().unwrap().1.value();
+                table.insert([0, b'x'].as_slice(), &key).unwrap();
             }),
         ),
         (
@@ -240,5 +263,97 @@ fn every_index_and_counter_is_compared_with_the_records() {
     for (what, change) in changes {
         let (_, report) = changed(&original, "changed.redb", |transaction| change(transaction));
         assert!(!report.is_clean(), "nothing was found wrong with {what}");
+    }
+}
+
+/// Scopes of the table of transactions, as the first four bytes of its keys.
+const OPEN: u32 = 0;
+const PAYER: u32 = 1;
+const PROVIDER: u32 = 2;
+const ROWS: u32 = u32::MAX;
+
+/// The one block of a scope. An entry is the microseconds since the one before, a tie-breaker, a length, and so many bytes.
+fn block_of(transaction: &WriteTransaction, scope: u32) -> ([u8; 16], Vec<u8>) {
+    let table = transaction.open_table(TRANSACTIONS).unwrap();
+    let mut rows =
+        table.iter().unwrap().map(|row| row.map(|(key, block)| (*key.value(), block.value().to_vec())).unwrap());
+    rows.find(|(key, _)| key[..4] == scope.to_be_bytes()).expect("the scope has a block")
+}
+
+fn put_block(transaction: &WriteTransaction, key: &[u8; 16], block: &[u8]) {
+    transaction.open_table(TRANSACTIONS).unwrap().insert(key, block).unwrap();
+}
+
+#[test]
+fn every_byte_of_a_block_is_watched_and_so_is_its_shape() {
+    let directory = tempfile::tempdir().unwrap();
+    let original = directory.path().join("original.redb");
+    build(&original);
+    for scope in [OPEN, PAYER, PROVIDER, ROWS] {
+        let mut length = 0;
+        let mut at = 0;
+        while at == 0 || at < length {
+            let (_, report) = changed(&original, "flipped.redb", |transaction| {
+                let (key, mut block) = block_of(transaction, scope);
+                length = block.len();
+                block[at] ^= 0x01;
+                put_block(transaction, &key, &block);
+            });
+            assert!(!report.is_clean(), "byte {at} of scope {scope}");
+            at += 1;
+        }
+        let (_, report) = changed(&original, "removed.redb", |transaction| {
+            let (key, _) = block_of(transaction, scope);
+            transaction.open_table(TRANSACTIONS).unwrap().remove(&key).unwrap();
+        });
+        assert!(!report.is_clean(), "the block of scope {scope} is missing");
+    }
+    let shapes: [(&str, Change); 4] = [
+        (
+            "a block of an agent that nobody names",
+            Box::new(|transaction| put_block(transaction, &[7; 16], &[0, 0, 1, 1])),
+        ),
+        (
+            "a block that overlaps another",
+            Box::new(|transaction| {
+                // The second entry once more, as a block of its own.
+                let (mut key, block) = block_of(transaction, PAYER);
+                let first = u64::from_be_bytes(*key[4..].first_chunk().unwrap());
+                let (elapsed, bytes) = number(&block[4..]);
+                key[4..12].copy_from_slice(&(first + elapsed).to_be_bytes());
+                put_block(transaction, &key, &[&[0], &block[4 + bytes..][..3]].concat());
+            }),
+        ),
+        (
+            "a block under another key than its first entry's",
+            Box::new(|transaction| {
+                let (key, block) = block_of(transaction, OPEN);
+                transaction.open_table(TRANSACTIONS).unwrap().remove(&key).unwrap();
+                let mut moved = key;
+                moved[15] = 1;
+                put_block(transaction, &moved, &block);
+            }),
+        ),
+        (
+            "a block with more entries than one may have",
+            Box::new(|transaction| {
+                let (key, mut block) = block_of(transaction, PROVIDER);
+                for _ in 0..128 {
+                    block.extend_from_slice(&[1, 0, 1, 2]);
+                }
+                put_block(transaction, &key, &block);
+            }),
+        ),
+    ];
+    for (what, change) in shapes {
+        let (_, report) = changed(&original, "shape.redb", |transaction| change(transaction));
+        assert!(!report.is_clean(), "nothing was found wrong with {what}");
+        let words = report.findings.join(" ");
+        let expected = match what {
+            "a block that overlaps another" => "overlaps",
+            "a block with more entries than one may have" => "too large",
+            _ => "",
+        };
+        assert!(words.contains(expected), "{what}: {words}");
     }
 }

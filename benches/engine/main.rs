@@ -1,7 +1,7 @@
 //! `cargo bench --bench engine`: what the engine does by itself, as ratios.
 //!
 //! - Group commit: durable transactions of 64 submitters against those of one.
-//! - SQLite: the same rows and indexes in batches of the same size, with as much durability.
+//! - SQLite: the same content and indexes in batches of the same size, with as much durability.
 //! - Scale: every operation at 100 000 agents against the same at 10 000.
 //! - Scrape: the metrics page at 100 000 transactions against the same at 1 000.
 //!

@@ -1,8 +1,9 @@
-//! The rival: what recording a transaction writes here, in SQLite, by one thread that has nothing else to do.
+//! The rival: what recording a transaction keeps here, in SQLite, by one thread that has nothing else to do.
 //!
-//! The rows are the same: the log with its chain of hashes, the transaction, the unique id, both parties' indexes, the
-//! partial index of what is open, and the balances, loads and totals, written once for each batch. WAL with
-//! `synchronous=FULL` promises the same as a durable commit of redb.
+//! The content is the same: the log with its chain of hashes, the transaction, the unique id, both parties' lists, the
+//! list of what is open, and the balances, loads and totals, written once for each batch. It is laid out as SQLite wants
+//! it, in rows and indexes, while ours shares rows among entries. WAL with `synchronous=FULL` promises the same as a
+//! durable commit of redb.
 
 use std::collections::HashMap;
 use std::path::Path;

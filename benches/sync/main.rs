@@ -32,13 +32,16 @@ use std::process::ExitCode;
 
 use report::{Bound, Report};
 
+/// One part of the bench: whether it is to be quick, and where it reports to.
+type Part = fn(bool, &mut Report);
+
 fn main() -> ExitCode {
     if !report::is_bench_run() {
         return ExitCode::SUCCESS;
     }
     let quick = report::is_quick();
     let mut report = Report::default();
-    let parts: [(&str, fn(bool, &mut Report)); 5] = [
+    let parts: [(&str, Part); 5] = [
         ("unmoved", unmoved::run),
         ("lag", lag::run),
         ("backlog", backlog::run),

@@ -104,7 +104,7 @@ pub fn exit_of_open_error(error: &OpenError) -> Exit {
     match error {
         OpenError::InUse(_) => Exit::InUse,
         // To this program a newer file is as good as damaged: it must not be touched.
-        OpenError::Damaged { .. } | OpenError::Newer { .. } => Exit::Damaged,
+        OpenError::Damaged { .. } | OpenError::Newer { .. } | OpenError::Older { .. } => Exit::Damaged,
         OpenError::NotFound(_) | OpenError::Io { .. } => Exit::Io,
     }
 }
@@ -135,6 +135,7 @@ mod tests {
         for (error, code) in [
             (OpenError::Damaged { path: path(), reason: String::new() }, 65),
             (OpenError::Newer { path: path(), found: 9, known: 1 }, 65),
+            (OpenError::Older { path: path(), found: 1, known: 2 }, 65),
             (OpenError::NotFound(path()), 74),
             (OpenError::Io { path: path(), source: full }, 74),
             (OpenError::InUse(path()), 75),

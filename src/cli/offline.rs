@@ -99,7 +99,7 @@ fn failure(error: &OpenError) -> Failure {
         OpenError::InUse(_) => "; stop the sidecar that serves it first",
         OpenError::Damaged { .. } => "; keep a copy of it, and restore it from a backup",
         OpenError::NotFound(_) => "; --data-dir says where a sidecar keeps its data",
-        OpenError::Newer { .. } | OpenError::Io { .. } => "",
+        OpenError::Newer { .. } | OpenError::Older { .. } | OpenError::Io { .. } => "",
     };
     Failure::Because(exit_of_open_error(error), format!("{error}{advice}"))
 }

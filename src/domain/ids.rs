@@ -86,19 +86,54 @@ impl AgentId {
 }
 
 impl TransactionId {
+    /// The most characters of any, whoever made it.
+    pub const LONGEST: usize = 32;
+
     /// Checks the grammar.
     pub fn parse(field: &'static str, text: &str) -> Result<Self, Invalid> {
-        if is_word(text, 32) {
+        if is_word(text, Self::LONGEST) {
             Ok(Self(Arc::from(text)))
         } else {
             Err(Invalid::new(field, "a transaction id is 1 to 32 of the characters A-Z a-z 0-9 _ -"))
         }
     }
 
-    /// A new id: a UUIDv7 of `now` and 10 random bytes, as 32 lower-case hex digits.
-    pub fn mint(now: Timestamp, random: [u8; 10]) -> Self {
+    /// A new id, which says when the transaction was recorded and which of that microsecond it is: a UUIDv7 as 32
+    /// lower-case hex digits.
+    ///
+    /// RFC 9562 leaves 74 bits beside the milliseconds. The first 12 are the fraction of the millisecond in 4 096ths
+    /// (its section 6.2, method 3), the next 8 the `tie`; 54 are random, too many to guess an id or to mint one twice.
+    pub fn mint(recorded_at: Timestamp, tie: u8, random: [u8; 7]) -> Self {
+        let micros = u64::try_from(recorded_at.as_micros()).unwrap_or(0);
+        // Rounded up, so that rounding down on the way back gives the same microsecond.
+        let fraction = (micros % 1_000 * 4_096).div_ceil(1_000);
+        let mut bits = [0; 10];
+        bits[..2].copy_from_slice(&(fraction as u16).to_be_bytes());
+        // The variant takes the two bits above the tie.
+        let random =
+            u64::from_be_bytes([0, random[0], random[1], random[2], random[3], random[4], random[5], random[6]]);
+        bits[2..].copy_from_slice(&(u64::from(tie) << 54 | random & ((1 << 54) - 1)).to_be_bytes());
+        let uuid = uuid::Builder::from_unix_timestamp_millis(micros / 1_000, &bits).into_uuid();
         let mut buffer = Uuid::encode_buffer();
-        Self(Arc::from(&*uuid_v7(now, random).simple().encode_lower(&mut buffer)))
+        Self(Arc::from(&*uuid.simple().encode_lower(&mut buffer)))
+    }
+
+    /// What [`mint`](Self::mint) put into the id: when, and which of that microsecond. Any other UUIDv7 that is written
+    /// in the same way is read just so: what comes out is a hint that must be verified.
+    pub fn minted_at(&self) -> Option<(Timestamp, u8)> {
+        let text = self.0.as_bytes();
+        let is_minted = text.len() == 32
+            && text[12] == b'7'
+            && matches!(text[16], b'8' | b'9' | b'a' | b'b')
+            && text.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        if !is_minted {
+            return None;
+        }
+        let number = u128::from_str_radix(&self.0, 16).ok()?;
+        let millis = i64::try_from(number >> 80).ok()?;
+        let fraction = (number >> 64) as i64 & 0xfff;
+        let tie = (number >> 54) as u8;
+        Some((Timestamp::from_micros(millis * 1_000 + fraction * 1_000 / 4_096), tie))
     }
 }
 
@@ -233,11 +268,33 @@ mod tests {
     }
 
     #[test]
-    fn minted_transaction_ids_are_version_7_and_sort_by_time() {
-        let early = TransactionId::mint(Timestamp::from_micros(1_000_000), [0xff; 10]);
-        let late = TransactionId::mint(Timestamp::from_micros(2_000_000), [0; 10]);
+    fn minted_transaction_ids_are_version_7_sort_by_time_and_say_when() {
+        let mint = |micros, tie, random| TransactionId::mint(Timestamp::from_micros(micros), tie, [random; 7]);
+        let early = mint(1_000_000, 0, 0xff);
         assert_eq!(early.as_str().len(), 32);
         assert_eq!(&early.as_str()[12..13], "7");
-        assert!(early < late);
+        assert!(early < mint(1_000_001, 0, 0), "they sort within a millisecond too");
+        assert_ne!(mint(5, 0, 0), mint(5, 0, 1));
+        for micros in (0..2_000).chain([1_795_391_431_767_109, Timestamp::MAX.as_micros()]) {
+            for (tie, random) in [(0, 0), (0, 0xff), (255, 0), (255, 0xff), (77, 0x5a)] {
+                assert_eq!(mint(micros, tie, random).minted_at(), Some((Timestamp::from_micros(micros), tie)));
+            }
+        }
+        let before_1970 = mint(-1, 0, 0);
+        assert_eq!(before_1970.minted_at(), Some((Timestamp::from_micros(0), 0)), "a time that it cannot hold");
+    }
+
+    #[test]
+    fn ids_that_are_not_written_like_minted_ones_say_nothing() {
+        let minted = TransactionId::mint(Timestamp::from_micros(1_795_391_431_767_109), 3, [9; 7]).to_string();
+        let mut version_4 = minted.clone();
+        version_4.replace_range(12..13, "4");
+        let mut other_variant = minted.clone();
+        other_variant.replace_range(16..17, "c");
+        for text in [&minted[1..], &minted.to_uppercase(), &version_4, &other_variant, "t1", &"g".repeat(32)] {
+            assert_eq!(TransactionId::from_stored(text).minted_at(), None, "{text}");
+        }
+        let latest = TransactionId::from_stored(&format!("{}7fffbfff{}", "f".repeat(12), "f".repeat(12)));
+        assert!(latest.minted_at().is_some(), "as large as one gets");
     }
 }

@@ -101,6 +101,11 @@ impl Total {
         self.0
     }
 
+    /// The nearest double, for metrics only.
+    pub fn to_f64(self) -> f64 {
+        nanos_to_f64(self.0)
+    }
+
     /// Takes a sum in billionths.
     pub fn from_nanos(nanos: i128) -> Self {
         Self(nanos)

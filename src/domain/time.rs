@@ -21,9 +21,14 @@ pub struct NotATime;
 const LATEST_MICROS: i64 = 253_402_207_200_000_000;
 
 impl Timestamp {
+    /// The beginning of the year 0.
+    pub const MIN: Self = Self(-62_167_219_200_000_000);
+    /// 9999-12-30.
+    pub const MAX: Self = Self(LATEST_MICROS);
+
     /// From microseconds since 1970; what lies outside the years 0 to 9999 is moved to the nearest end.
     pub fn from_micros(micros: i64) -> Self {
-        Self(micros.clamp(-62_167_219_200_000_000, LATEST_MICROS))
+        Self(micros.clamp(Self::MIN.0, Self::MAX.0))
     }
 
     /// Microseconds since 1970.

@@ -11,6 +11,7 @@ use super::directory::{Directory, Entry};
 use super::error::Error;
 use super::lease::{Lease, Moment};
 use super::pending::Pending;
+use super::recorded::Recorded;
 use crate::domain::agent::{AgentContext, Existing};
 use crate::domain::{
     Agent, AgentId, AgentVersion, Capability, Counters, Observation, ObserverId, Refusal, Timestamp, TransactionStatus,
@@ -70,19 +71,6 @@ pub enum Effect {
         /// Whether it was a success.
         success: bool,
     },
-    /// A transaction was recorded.
-    Recorded {
-        /// For whom.
-        provider: AgentId,
-        /// For what.
-        capability: Capability,
-        /// The currency of the amount.
-        currency: crate::domain::Currency,
-        /// The amount, as near as a double comes.
-        amount: f64,
-        /// When.
-        at: Timestamp,
-    },
     /// Transactions of other nodes count as load, or no more.
     LoadMoved {
         /// Whose work.
@@ -122,6 +110,8 @@ pub struct Session<'a, 't> {
     pub moment: Moment,
     /// The lease of an agent that names none.
     pub default_ttl: Ttl,
+    /// What was recorded.
+    pub recorded: Recorded,
     directory: &'a Directory,
     random: &'a mut StdRng,
     /// Leases that this batch began (or, with `None`, whose agents it removed).
@@ -137,12 +127,21 @@ impl<'a, 't> Session<'a, 't> {
         default_ttl: Ttl,
         random: &'a mut StdRng,
     ) -> Self {
-        Self { batch, moment, default_ttl, directory, random, leases: HashMap::new(), effects: Vec::new() }
+        Self {
+            batch,
+            moment,
+            default_ttl,
+            recorded: Recorded::default(),
+            directory,
+            random,
+            leases: HashMap::new(),
+            effects: Vec::new(),
+        }
     }
 
-    /// What is to happen once the batch is durable.
-    pub fn into_effects(self) -> Vec<Effect> {
-        self.effects
+    /// What is to happen once the batch is durable, and what it recorded.
+    pub fn into_effects(self) -> (Vec<Effect>, Recorded) {
+        (self.effects, self.recorded)
     }
 
     /// Adds to what happens once the batch is durable.
@@ -150,9 +149,9 @@ impl<'a, 't> Session<'a, 't> {
         self.effects.push(effect);
     }
 
-    /// Ten random bytes, for a UUID.
-    pub fn random_bytes(&mut self) -> [u8; 10] {
-        let mut bytes = [0; 10];
+    /// Random bytes, for a UUID.
+    pub fn random_bytes<const N: usize>(&mut self) -> [u8; N] {
+        let mut bytes = [0; N];
         self.random.fill_bytes(&mut bytes);
         bytes
     }
@@ -271,6 +270,14 @@ pub trait Repeatable: Send + 'static {
     /// As [`Command::run`]; also whether it created its subject, and the subject's id.
     fn run_once(self, session: &mut Session<'_, '_>) -> Result<Once<Self::Entity>, Stop>;
 
+    /// The same without a key to remember: what it wrote, and whether it created it.
+    fn run_unkeyed(self, session: &mut Session<'_, '_>) -> Result<(Self::Entity, bool), Stop>
+    where
+        Self: Sized,
+    {
+        self.run_once(session).map(|once| (once.value, once.created))
+    }
+
     /// The entity as it is now.
     fn reread(subject: &str, session: &Session<'_, '_>) -> Result<Self::Entity, Stop>;
 
@@ -301,7 +308,7 @@ impl<C: Repeatable> Command for WithKey<C> {
 
     fn run(self, session: &mut Session<'_, '_>) -> Result<Self::Output, Stop> {
         let Some(idempotency) = self.idempotency else {
-            let Once { value, created, .. } = self.command.run_once(session)?;
+            let (value, created) = self.command.run_unkeyed(session)?;
             return Ok(Receipt { value, created, replayed: false });
         };
         if let Some(receipt) = session.batch.receipt(&idempotency.key)? {

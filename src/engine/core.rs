@@ -15,7 +15,7 @@ use super::rotation::Rotation;
 use crate::clock::Clock;
 use crate::domain::{LogPosition, Ttl};
 use crate::metrics::Metrics;
-use crate::store::{Store, Totals};
+use crate::store::{Acknowledged, Store, Totals};
 
 /// What is derived from the store, as of the last commit.
 #[derive(Debug, Clone, Default)]
@@ -28,6 +28,8 @@ pub struct View {
     pub totals: Totals,
     /// The end of the ledger log.
     pub log: LogPosition,
+    /// What PostgreSQL has acknowledged of the ledger.
+    pub acknowledged: Acknowledged,
 }
 
 /// Shared state: only the writer changes it, everybody reads it without a lock.

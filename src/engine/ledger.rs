@@ -4,24 +4,42 @@ use std::sync::Arc;
 
 use super::command::{Command, Effect, Once, Receipt, Repeatable, Session, Stop};
 use super::replica::merge;
+use crate::domain::event::FactsHash;
 use crate::domain::fold::Fold;
 use crate::domain::ledger::Author;
 use crate::domain::transaction::Finality;
 use crate::domain::{
-    Decision, Event, EventBody, EventId, NewTransaction, Refusal, Transaction, TransactionId, TransactionStatus, ledger,
+    Decision, Event, EventBody, EventId, Facts, NewTransaction, Refusal, Transaction, TransactionId, TransactionStatus,
+    ledger,
 };
 use crate::store::StoredTransaction;
 
 /// Records a transaction. The same id with the same facts gives the existing one.
-pub struct Record(pub NewTransaction);
+pub struct Record {
+    transaction_id: Option<TransactionId>,
+    facts: Arc<Facts>,
+    facts_hash: FactsHash,
+}
+
+impl Record {
+    /// Prepares on the caller's thread what needs no look at the store.
+    pub fn new(NewTransaction { transaction_id, facts }: NewTransaction) -> Self {
+        let facts_hash = facts.hash();
+        Self { transaction_id, facts: Arc::new(facts), facts_hash }
+    }
+}
 
 impl Repeatable for Record {
     type Entity = Transaction;
 
     fn run_once(self, session: &mut Session<'_, '_>) -> Result<Once<Transaction>, Stop> {
-        let receipt = record(self.0, session)?;
+        let receipt = record(self, session)?;
         let subject = receipt.value.transaction_id.to_string();
         Ok(Once { value: receipt.value, created: receipt.created, subject })
+    }
+
+    fn run_unkeyed(self, session: &mut Session<'_, '_>) -> Result<(Transaction, bool), Stop> {
+        record(self, session).map(|receipt| (receipt.value, receipt.created))
     }
 
     fn reread(subject: &str, session: &Session<'_, '_>) -> Result<Transaction, Stop> {
@@ -30,7 +48,14 @@ impl Repeatable for Record {
 }
 
 /// Records many transactions, each by itself, in one commit.
-pub struct RecordBatch(pub Vec<NewTransaction>);
+pub struct RecordBatch(Vec<Record>);
+
+impl RecordBatch {
+    /// As [`Record::new`].
+    pub fn new(transactions: Vec<NewTransaction>) -> Self {
+        Self(transactions.into_iter().map(Record::new).collect())
+    }
+}
 
 impl Command for RecordBatch {
     type Output = Vec<Result<Receipt<Transaction>, Refusal>>;
@@ -82,9 +107,9 @@ impl Repeatable for Decide {
     }
 }
 
-fn record(new: NewTransaction, session: &mut Session<'_, '_>) -> Result<Receipt<Transaction>, Stop> {
-    let facts_hash = new.facts.hash();
-    if let Some(id) = &new.transaction_id
+fn record(new: Record, session: &mut Session<'_, '_>) -> Result<Receipt<Transaction>, Stop> {
+    let Record { transaction_id, facts, facts_hash } = new;
+    if let Some(id) = &transaction_id
         && let Some(stored) = session.batch.transaction(id)?
     {
         return if stored.facts().hash() == facts_hash {
@@ -96,11 +121,11 @@ fn record(new: NewTransaction, session: &mut Session<'_, '_>) -> Result<Receipt<
         };
     }
     let at = session.batch.recording_time(session.moment.now);
-    let (transaction_id, is_minted) = match new.transaction_id {
+    let key = session.batch.free_key(at)?;
+    let (transaction_id, is_minted) = match transaction_id {
         Some(id) => (id, false),
-        None => (TransactionId::mint(at, session.random_bytes()), true),
+        None => (key.mint_id(session.random_bytes()), true),
     };
-    let facts = Arc::new(new.facts);
     let event = Event {
         event_id: EventId::mint(at, session.random_bytes()),
         transaction_id: transaction_id.clone(),
@@ -110,14 +135,8 @@ fn record(new: NewTransaction, session: &mut Session<'_, '_>) -> Result<Receipt<
         at,
         body: EventBody::Recorded(Arc::clone(&facts)),
     };
-    session.batch.record(&event)?;
-    session.after_commit(Effect::Recorded {
-        provider: facts.provider_agent.clone(),
-        capability: facts.capability.clone(),
-        currency: facts.currency.clone(),
-        amount: facts.amount.to_f64(),
-        at,
-    });
+    session.batch.record(key, &event)?;
+    session.recorded.add(&facts, at);
     if !is_minted && session.batch.holds_events_for(&transaction_id)? {
         // Others decided about it before it was recorded here: they were waiting for this.
         merge(&transaction_id, Vec::new(), session)?;

@@ -19,6 +19,7 @@ mod ledger;
 mod loads;
 mod pending;
 mod queries;
+mod recorded;
 pub mod replica;
 mod rotation;
 mod writer;
@@ -234,7 +235,7 @@ impl Engine {
 
     /// Records a transaction. The same id with the same facts gives the existing one, and `created` is false.
     pub fn record(&self, transaction: NewTransaction, once: Option<Idempotency>) -> Pending<Receipt<Transaction>> {
-        self.submit_once(Record(transaction), once)
+        self.submit_once(Record::new(transaction), once)
     }
 
     /// Records many transactions in one durable commit; each answer stands for itself.
@@ -242,7 +243,7 @@ impl Engine {
         &self,
         transactions: Vec<NewTransaction>,
     ) -> Pending<Vec<Result<Receipt<Transaction>, Refusal>>> {
-        self.submit(RecordBatch(transactions))
+        self.submit(RecordBatch::new(transactions))
     }
 
     /// Settles, cancels, disputes, resolves, or adds evidence.

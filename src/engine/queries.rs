@@ -15,7 +15,7 @@ use crate::domain::ranking::RankBy;
 use crate::domain::{
     Agent, AgentId, AvailabilityStatus, Capability, Currency, Event, NodeId, Refusal, Transaction, TransactionId,
 };
-use crate::store::{Balance, Position, Snapshot, TransactionFilter};
+use crate::store::{Acknowledged, Balance, Position, Snapshot, TransactionFilter};
 
 /// The most entries that are looked at for one page.
 const MAX_READ: usize = 10_000;
@@ -73,6 +73,7 @@ pub struct StoreStatus {
 /// All matching transactions of one snapshot, in chunks.
 pub struct Export {
     snapshot: Snapshot,
+    acknowledged: Acknowledged,
     filter: TransactionFilter,
     next: Next,
 }
@@ -90,7 +91,7 @@ impl Export {
     /// When the store cannot be read any more; what was exported so far is then not all.
     pub fn next_chunk(&mut self, max: usize) -> Result<Option<Vec<Transaction>>, Error> {
         let Next::From(after) = &self.next else { return Ok(None) };
-        let page = self.snapshot.transactions(&self.filter, max, after.as_ref())?;
+        let page = self.snapshot.transactions(&self.filter, max, after.as_ref(), self.acknowledged)?;
         self.next = match page.next {
             Some(position) => Next::From(Some(position)),
             None => Next::End,
@@ -153,14 +154,17 @@ impl Engine {
 
     /// One transaction.
     pub fn transaction(&self, id: &TransactionId) -> Result<Transaction, Error> {
-        let found = self.core().store.snapshot()?.transaction(id)?;
+        // The view first: what it says is acknowledged, the snapshot after it holds, and what is parked too.
+        let acknowledged = self.core().view().acknowledged;
+        let found = self.core().store.snapshot()?.transaction(id, acknowledged)?;
         Ok(found.ok_or_else(|| Refusal::TransactionNotFound(id.clone()))?)
     }
 
     /// A page of transactions.
     pub fn transactions(&self, filter: &TransactionFilter, page: PageRequest<'_>) -> Result<Page<Transaction>, Error> {
         let after = page.cursor.map(cursor::to_position).transpose()?;
-        let found = self.core().store.snapshot()?.transactions(filter, page.limit, after.as_ref())?;
+        let acknowledged = self.core().view().acknowledged;
+        let found = self.core().store.snapshot()?.transactions(filter, page.limit, after.as_ref(), acknowledged)?;
         Ok(Page { items: found.items, next_cursor: found.next.as_ref().map(cursor::of_transaction) })
     }
 
@@ -172,7 +176,9 @@ impl Engine {
 
     /// All matching transactions of one snapshot. It pins that snapshot's pages while it is held.
     pub fn export(&self, filter: &TransactionFilter) -> Result<Export, Error> {
-        Ok(Export { snapshot: self.core().store.snapshot()?, filter: filter.clone(), next: Next::From(None) })
+        let acknowledged = self.core().view().acknowledged;
+        let snapshot = self.core().store.snapshot()?;
+        Ok(Export { snapshot, acknowledged, filter: filter.clone(), next: Next::From(None) })
     }
 
     /// The store in numbers.

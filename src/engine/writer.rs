@@ -1,8 +1,8 @@
 //! The one thread that writes.
 //!
-//! It takes all commands that are waiting, runs them in one write transaction, commits once, then answers: commits cost
-//! the same whatever is in them, so the busier it is, the more a commit carries. Between commands it ends leases that
-//! ran out and forgets what has aged.
+//! It runs all commands that are waiting in one write transaction, and those that come in meanwhile, commits once, then
+//! answers: commits cost the same whatever is in them, so the busier it is, the more a commit carries. Between commands
+//! it ends leases that ran out and forgets what has aged.
 //!
 //! After a failed commit nothing is acknowledged until the store has been reopened, every page's checksum checked, and
 //! a probe written and synced. Until then reads go on where the file allows, and writes are answered with the cause.
@@ -21,6 +21,7 @@ use super::directory::{Directory, Entry};
 use super::error::Error;
 use super::lease::{Lease, LeaseQueue, Moment};
 use super::loads::{LoadMinutes, Loads, WINDOW_MINUTES};
+use super::recorded::Recorded;
 use super::replica::CommitMark;
 use crate::domain::AgentId;
 use crate::store::{Head, StoreAge, StoreError, minute_of};
@@ -108,50 +109,30 @@ impl Writer {
     /// Runs until told to stop or until nobody is left who could. What was submitted before that is still committed;
     /// since the core refuses commands from the moment it is closing, that comes to an end.
     pub fn run(mut self) {
-        let mut stop = false;
-        while !stop {
-            let mut jobs: Vec<Box<dyn Job>> = Vec::new();
-            match self.messages.recv_timeout(self.until_next_timer()) {
-                Ok(Message::Run(job)) => jobs.push(job),
-                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => stop = true,
-                Err(RecvTimeoutError::Timeout) => {}
-            }
-            stop |= self.gather(&mut jobs);
-            stop |= self.run_or_recover(jobs);
-        }
         loop {
-            let rest: Vec<Box<dyn Job>> = self.messages.try_iter().filter_map(Message::job).take(MAX_BATCH).collect();
-            if rest.is_empty() || self.run_or_recover(rest) {
+            let first = match self.messages.recv_timeout(self.until_next_timer()) {
+                Ok(Message::Run(job)) => Some(job),
+                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => None,
+            };
+            if self.run_or_recover(first) {
+                break;
+            }
+        }
+        while let Some(first) = self.messages.try_iter().find_map(Message::job) {
+            if self.run_or_recover(Some(first)) {
                 break;
             }
         }
         self.core.close();
     }
 
-    /// Takes what else is waiting; whether the engine is to stop.
-    ///
-    /// Callers that were answered together come back together, but not at once, and a commit costs its sync however
-    /// little it carries. So while there are fewer than last time, a part of what the last commit took is spent on
-    /// waiting for the rest. A caller that is alone never waits.
-    fn gather(&self, jobs: &mut Vec<Box<dyn Job>>) -> bool {
-        let until = Instant::now() + self.last_commit / GATHERING_SHARE;
-        let mut stop = false;
-        while jobs.len() < MAX_BATCH {
-            match self.messages.try_recv() {
-                Ok(Message::Run(job)) => jobs.push(job),
-                Ok(Message::Stop) => stop = true,
-                Err(_) if stop || jobs.is_empty() || jobs.len() >= self.last_batch || Instant::now() >= until => break,
-                Err(_) => std::thread::yield_now(),
-            }
-        }
-        stop
-    }
-
-    /// Whether the engine is to stop.
-    fn run_or_recover(&mut self, jobs: Vec<Box<dyn Job>>) -> bool {
-        match self.run_batch(jobs) {
-            Ok(()) => false,
-            Err(cause) => self.recover(cause),
+    /// Runs a batch that begins with `first`; whether the engine is to stop.
+    fn run_or_recover(&mut self, first: Option<Box<dyn Job>>) -> bool {
+        let mut intake = Intake::begin(&self.messages, first.is_some(), self.last_batch, self.last_commit);
+        match self.run_batch(first, &mut intake) {
+            Ok(()) => intake.stopped,
+            Err(cause) => self.recover(cause) || intake.stopped,
         }
     }
 
@@ -162,20 +143,22 @@ impl Writer {
     }
 
     /// Runs, commits, applies the effects and answers. After an error all have been answered with it.
-    fn run_batch(&mut self, mut jobs: Vec<Box<dyn Job>>) -> Result<(), StoreError> {
+    fn run_batch(&mut self, first: Option<Box<dyn Job>>, intake: &mut Intake) -> Result<(), StoreError> {
         let moment = self.core.moment();
-        let commands = jobs.len();
         let ended =
             self.leases.end_due(moment.monotonic, MAX_EXPIRIES, |id| self.directory.get(id).map(|entry| &*entry.lease));
         // Expiries come first, so that a command in the same batch may revive.
-        jobs.splice(0..0, ended.into_iter().map(|id| job(Expire(id)).0));
+        let mut jobs: Vec<Box<dyn Job>> = ended.into_iter().map(|id| job(Expire(id)).0).collect();
+        let expiries = jobs.len();
+        jobs.reserve(self.last_batch + 1);
+        jobs.extend(first);
         let housekeeping = moment.monotonic >= self.next_housekeeping;
         if jobs.is_empty() && !housekeeping {
             return Ok(());
         }
         let began = self.core.clock.monotonic();
         let commit_began = Instant::now();
-        let effects = match self.commit(&mut jobs, moment, housekeeping) {
+        let effects = match self.commit(&mut jobs, intake, moment, housekeeping) {
             Ok(effects) => effects,
             Err(cause) => {
                 let error = Error::from(cause.clone());
@@ -187,6 +170,7 @@ impl Writer {
                 return Err(cause);
             }
         };
+        let commands = jobs.len() - expiries;
         (self.last_batch, self.last_commit) = (commands, commit_began.elapsed());
         if commands > 0 {
             self.core.metrics.committed(commands, self.core.clock.monotonic().saturating_sub(began));
@@ -200,10 +184,11 @@ impl Writer {
 
     fn commit(
         &mut self,
-        jobs: &mut [Box<dyn Job>],
+        jobs: &mut Vec<Box<dyn Job>>,
+        intake: &mut Intake,
         moment: Moment,
         housekeeping: bool,
-    ) -> Result<Vec<Effect>, StoreError> {
+    ) -> Result<(Vec<Effect>, Recorded), StoreError> {
         let (directory, random, default_ttl) = (&self.directory, &mut self.random, self.core.default_ttl);
         let age = self.opened_at_age.after(moment.monotonic.saturating_sub(self.started));
         let next_purged_agent = &mut self.next_purged_agent;
@@ -223,12 +208,16 @@ impl Writer {
                 forgotten = remote.forgotten;
             }
             let mut session = Session::new(batch, directory, moment, default_ttl, random);
-            for job in jobs {
+            for job in jobs.iter_mut() {
                 job.run(&mut session)?;
             }
-            let mut effects = session.into_effects();
+            while let Some(job) = intake.next(jobs.len()) {
+                jobs.push(job);
+                jobs.last_mut().expect("one was pushed").run(&mut session)?;
+            }
+            let (mut effects, recorded) = session.into_effects();
             effects.splice(0..0, forgotten.into_iter().map(Effect::Remove));
-            Ok((effects, purged))
+            Ok(((effects, recorded), purged))
         })?;
         if housekeeping {
             // When there was more to forget than one batch may, the next one goes on.
@@ -239,8 +228,9 @@ impl Writer {
         Ok(effects)
     }
 
-    fn apply(&mut self, effects: Vec<Effect>) {
+    fn apply(&mut self, (effects, recorded): (Vec<Effect>, Recorded)) {
         let metrics = &self.core.metrics;
+        recorded.count(metrics, &mut self.loads, &mut self.load_minutes);
         for effect in effects {
             match effect {
                 Effect::Put(entry) => {
@@ -262,10 +252,6 @@ impl Writer {
                 }
                 Effect::ObservationsMoved => self.observation_seq += 1,
                 Effect::Outcome { agent_id, success } => metrics.outcome_observed(agent_id.as_str(), success),
-                Effect::Recorded { provider, capability, currency, amount, at } => {
-                    metrics.recorded(capability.as_str(), currency.as_str(), amount);
-                    self.loads.add(&mut self.load_minutes, &provider, &capability, minute_of(at), 1);
-                }
                 Effect::LoadMoved { provider, capability, at, counts } => {
                     let minute = minute_of(at);
                     if counts {
@@ -294,7 +280,8 @@ impl Writer {
         let mark =
             CommitMark { log_seq: log.seq, change_seq: totals.change_seq, observation_seq: self.observation_seq };
         let (directory, loads) = (self.directory.clone(), self.loads.clone());
-        self.core.publish(View { directory, loads, totals, log }, mark);
+        let acknowledged = self.head.acknowledged();
+        self.core.publish(View { directory, loads, totals, log, acknowledged }, mark);
     }
 
     /// Derives directory and loads from the store. Leases that run go on; an agent without one that is not marked
@@ -387,6 +374,53 @@ impl Writer {
                 Err(RecvTimeoutError::Timeout) => return false,
             }
         }
+    }
+}
+
+/// The commands of one batch as they come in.
+///
+/// Callers that were answered together come back together, but not at once, and a commit costs its sync however little it
+/// carries. So while there are fewer than last time, a part of what the last commit took is spent on waiting for the
+/// rest. A caller that is alone never waits.
+struct Intake {
+    messages: Receiver<Message>,
+    /// How many the last batch had.
+    expected: usize,
+    /// How much waiting is left for all of this batch.
+    patience: Duration,
+    /// Whether the engine is to stop.
+    stopped: bool,
+}
+
+impl Intake {
+    fn begin(messages: &Receiver<Message>, is_busy: bool, last_batch: usize, last_commit: Duration) -> Self {
+        let expected = if is_busy { last_batch } else { 0 };
+        Self { messages: messages.clone(), expected, patience: last_commit / GATHERING_SHARE, stopped: false }
+    }
+
+    /// The next command of a batch that has so many.
+    fn next(&mut self, taken: usize) -> Option<Box<dyn Job>> {
+        if taken >= MAX_BATCH {
+            return None;
+        }
+        let mut waiting_since = None;
+        let job = loop {
+            match self.messages.try_recv() {
+                Ok(Message::Run(job)) => break Some(job),
+                Ok(Message::Stop) => self.stopped = true,
+                Err(_) if self.stopped || taken >= self.expected => break None,
+                Err(_) => {
+                    let since = *waiting_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= self.patience {
+                        break None;
+                    }
+                    std::thread::yield_now();
+                }
+            }
+        };
+        let waited = waiting_since.map_or(Duration::ZERO, |since: Instant| since.elapsed());
+        self.patience = self.patience.saturating_sub(waited);
+        job
     }
 }
 

@@ -161,13 +161,14 @@ impl Call {
             .ok_or_else(|| Problem::impossible_id(Code::AgentNotFound))
     }
 
-    /// The transaction that the path names.
+    /// The transaction that the path names. One that an older client made in PostgreSQL has whatever id that gave it.
     ///
     /// # Errors
     /// 404 for an id that no transaction can have.
     pub(crate) fn transaction_id(&self) -> Result<TransactionId, Problem> {
         self.path_text("id")
-            .and_then(|text| TransactionId::parse("transaction_id", text).ok())
+            .filter(|text| (1..=TransactionId::LONGEST).contains(&text.chars().count()))
+            .map(TransactionId::from_stored)
             .ok_or_else(|| Problem::impossible_id(Code::TransactionNotFound))
     }
 

@@ -125,7 +125,11 @@ pub(super) struct Count(AtomicU64);
 
 impl Count {
     pub(super) fn add(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.add_many(1);
+    }
+
+    pub(super) fn add_many(&self, more: u32) {
+        self.0.fetch_add(u64::from(more), Ordering::Relaxed);
     }
 }
 

@@ -99,7 +99,12 @@ impl Metrics {
 
     /// A transaction was recorded here.
     pub fn recorded(&self, capability: &str, currency: &str, amount: f64) {
-        self.0.marketplace.transactions.count(capability, bounded::Count::add);
+        self.recorded_many(capability, currency, 1, amount);
+    }
+
+    /// So many were, of so much together.
+    pub fn recorded_many(&self, capability: &str, currency: &str, transactions: u32, amount: f64) {
+        self.0.marketplace.transactions.count(capability, |count| count.add_many(transactions));
         self.0.marketplace.amounts.count(currency, |sum| sum.add(amount));
     }
 
@@ -157,6 +162,11 @@ impl Metrics {
     /// So many entries of others were taken in from a sink.
     pub fn pulled(&self, sink: &'static str, entries: u64) {
         self.0.sync.pulled.with_label_values(&[sink]).inc_by(entries);
+    }
+
+    /// So many agents of this node were registered anew on another.
+    pub fn superseded(&self, agents: usize) {
+        self.0.sync.superseded.inc_by(agents as u64);
     }
 
     /// A sink failed.

@@ -174,6 +174,7 @@ fn busy() -> (Metrics, Fake) {
     metrics.pushed("postgres", 5);
     metrics.pulled("redis", 2);
     metrics.sync_failed("redis", "unreachable");
+    metrics.superseded(2);
     let state = Fake {
         capabilities: BTreeMap::from([("python".into(), 2), ("sql".into(), 1)]),
         scores: BTreeMap::from([("thon".into(), 4.5)]),
@@ -219,6 +220,7 @@ fn names_types_and_labels_are_those_that_dashboards_know() {
         ("tradepost_sync_pushed_total", "counter", "sink"),
         ("tradepost_sync_pulled_total", "counter", "sink"),
         ("tradepost_sync_errors_total", "counter", "class sink"),
+        ("tradepost_agents_superseded_total", "counter", ""),
     ];
     for (name, kind, labels) in golden {
         assert_eq!(page.types.get(name).map(String::as_str), Some(kind), "{name}");
@@ -278,6 +280,7 @@ fn what_happened_is_counted_once() {
         ("tradepost_sync_parked", &[("sink", "redis")], 1.0),
         ("tradepost_sync_pushed_total", &[("sink", "postgres")], 5.0),
         ("tradepost_sync_pulled_total", &[("sink", "redis")], 2.0),
+        ("tradepost_agents_superseded_total", &[], 2.0),
         ("tradepost_sync_errors_total", &[("sink", "redis"), ("class", "unreachable")], 1.0),
         ("marketplace_agents_online", &[], 3.0),
         ("marketplace_agents_by_capability", &[("capability", "python")], 2.0),

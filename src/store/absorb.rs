@@ -6,12 +6,10 @@
 
 use std::collections::HashSet;
 
-use redb::ReadableTable;
-
 use super::batch::Batch;
-use super::codec;
 use super::error::StoreError;
-use super::events::{self, EntryV1, Place};
+use super::events::{Place, encode_entry};
+use super::lookup::LedgerReader;
 use super::tables::{held_key, held_prefix, id_key};
 use crate::domain::event::FactsHash;
 use crate::domain::fold::{Fold, fold};
@@ -60,9 +58,10 @@ impl Batch<'_> {
         let before = stored.as_ref().map(|stored| stored.fold.clone());
 
         let central = self.central_facts.get(id_key(id).as_slice())?.map(|facts| *facts.value());
-        let Some(first) = decisive(central, &all) else {
+        let Some(first) = decisive(central, all.iter().map(|(_, event)| event)) else {
             for (place, event) in &all[first_new..] {
                 self.held.insert(held_key(id, event.event_id).as_slice(), *place)?;
+                self.head.held += 1;
             }
             let held = new_events;
             let (conflicts, conflicts_after) = (0, 0);
@@ -73,18 +72,22 @@ impl Batch<'_> {
         let conflicts_after = conflicting(all.iter().map(|(_, event)| event), facts);
         for (_, event) in &all[stored.as_ref().map_or(0, |stored| stored.events.len())..first_new] {
             self.held.remove(held_key(id, event.event_id).as_slice())?;
+            self.head.held -= 1;
         }
         all[..=first].rotate_right(1);
         let after = fold(&facts, all.iter().map(|(_, event)| event))
             .ok_or_else(|| StoreError::Damaged(format!("the events of transaction {id} fold to nothing")))?;
         let places: Vec<u64> = all.iter().map(|(place, _)| *place).collect();
-        let is_unchanged = stored.as_ref().is_some_and(|stored| stored.row.events == places);
-        if !is_unchanged {
-            self.changed = true;
-            if let Some(stored) = &stored {
-                self.unfile(id, stored)?;
+        match &stored {
+            Some(stored) if stored.row.events == places => {}
+            Some(stored) if stored.key.created_at == after.created_at && stored.events[0].facts == facts => {
+                self.update(stored, &after, places)?;
             }
-            self.file(id, &after, places)?;
+            Some(stored) => {
+                self.unfile(id, stored)?;
+                self.file(id, &after, places)?;
+            }
+            None => self.file(id, &after, places)?,
         }
         let after = Some(after);
         Ok(Merged { new_events, held: 0, conflicts, conflicts_before, conflicts_after, before, after })
@@ -155,20 +158,23 @@ impl Batch<'_> {
         self.changed = true;
         self.head.totals.copies += 1;
         let number = self.head.totals.copies;
-        self.copies.insert(number, codec::encode(&EntryV1::from_domain(entry)).as_slice())?;
+        self.copies.insert(number, encode_entry(entry).as_slice())?;
         Ok(Place::Copy(CopyNumber(number)).to_bits())
     }
 
     fn held_events(&self, id: &TransactionId) -> Result<Vec<(u64, Event)>, StoreError> {
-        let prefix = held_prefix(id);
         let mut held = Vec::new();
-        for entry in self.held.range(prefix.as_slice()..)? {
+        if self.head.held == 0 {
+            return Ok(held);
+        }
+        let prefix = held_prefix(id);
+        for entry in self.held.range::<&[u8]>(prefix.as_slice()..)? {
             let (key, place) = entry?;
             if !key.value().starts_with(&prefix) {
                 break;
             }
             let place = place.value();
-            held.push((place, events::read(&self.log, &self.copies, Place::from_bits(place))?));
+            held.push((place, self.event(Place::from_bits(place))?));
         }
         Ok(held)
     }
@@ -176,14 +182,14 @@ impl Batch<'_> {
 
 /// Which of the events is the `recorded` one that decides what the transaction is: the earliest with the facts that
 /// PostgreSQL holds, or else the earliest of all. `None` if there is no `recorded` event.
-pub fn decisive(central: Option<FactsHash>, events: &[(u64, Event)]) -> Option<usize> {
-    let recorded = |event: &Event| matches!(event.body, EventBody::Recorded(_));
+pub fn decisive<'e>(
+    central: Option<FactsHash>,
+    events: impl IntoIterator<Item = &'e Event, IntoIter: Clone>,
+) -> Option<usize> {
+    let recorded = events.into_iter().enumerate().filter(|(_, event)| matches!(event.body, EventBody::Recorded(_)));
     let earliest = |facts: Option<FactsHash>| {
-        let candidates = events.iter().enumerate().filter(|(_, (_, event))| recorded(event));
-        candidates
-            .filter(|(_, (_, event))| facts.is_none_or(|facts| event.facts == facts))
-            .min_by_key(|(_, (_, event))| (event.at, event.event_id))
-            .map(|(index, _)| index)
+        let candidates = recorded.clone().filter(|(_, event)| facts.is_none_or(|facts| event.facts == facts));
+        candidates.min_by_key(|(_, event)| (event.at, event.event_id)).map(|(index, _)| index)
     };
     central.and_then(|facts| earliest(Some(facts))).or_else(|| earliest(None))
 }

@@ -23,10 +23,15 @@ pub trait Record: Serialize + DeserializeOwned {
 /// The stored form.
 pub fn encode<R: Record>(record: &R) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(256);
-    bytes.push(R::VERSION);
-    bincode::serde::encode_into_std_write(record, &mut bytes, bincode::config::standard())
-        .expect("records hold only sized data, and a Vec takes every write");
+    encode_as::<R>(record, &mut bytes);
     bytes
+}
+
+/// The stored form of an `R`, written from something of the same shape, behind what is in `bytes`.
+pub fn encode_as<R: Record>(shape: &impl Serialize, bytes: &mut Vec<u8>) {
+    bytes.push(R::VERSION);
+    bincode::serde::encode_into_std_write(shape, bytes, bincode::config::standard())
+        .expect("records hold only sized data, and a Vec takes every write");
 }
 
 /// Reads the stored form; anything but exactly one record of the known version is damage.

@@ -10,10 +10,10 @@ use wincode::config::Configuration;
 use wincode::{SchemaRead, SchemaWrite};
 
 use super::codec::{Record, decode, encode};
-use super::events::EntryV1;
+use super::event_record::{EventV1, encode_event};
+use super::events::{EntryV1, encode_entry};
 use super::records::{
-    AgentV2, BalanceSideV1, BalanceV1, EventV1, ObservationV1, ReceiptV1, StoreAge, TombstoneV2, TotalsV2,
-    TransactionV1,
+    AgentV2, BalanceSideV1, BalanceV1, ObservationV1, ReceiptV1, StoreAge, TombstoneV2, TotalsV2, TransactionV1,
 };
 use super::sinks::{ParkedV1, PostgresStateV1, RedisStateV1};
 use crate::domain::fold::Fold;
@@ -60,7 +60,12 @@ fn event(body: EventBody) -> EventV1 {
         at: Timestamp::from_micros(-1),
         body,
     };
-    EventV1::from_domain(&event, 251)
+    let mut bytes = vec![0xee];
+    encode_event(&event, 251, &mut bytes);
+    let record: EventV1 = decode(&bytes[1..]).expect("what was written is read back");
+    assert_eq!(encode(&record), bytes[1..], "both ways to write an event are one");
+    assert_eq!(record.clone().into_domain(), event);
+    record
 }
 
 fn recorded() -> EventV1 {
@@ -98,14 +103,19 @@ fn transaction() -> TransactionV1 {
 }
 
 fn entry() -> EntryV1 {
-    EntryV1::from_domain(&LedgerEntry {
+    let entry = LedgerEntry {
         event: event(EventBody::Settled).into_domain(),
         payer_agent: AgentId::from_stored("genesis"),
         provider_agent: AgentId::from_stored("thon"),
         recorded_by: NodeId::from_bytes([0x88; 16]),
         node_seq: 251,
         hash: Some([0x99; 32]),
-    })
+    };
+    let bytes = encode_entry(&entry);
+    let record: EntryV1 = decode(&bytes).expect("what was written is read back");
+    assert_eq!(encode(&record), bytes, "both ways to write an entry are one");
+    assert_eq!(record.clone().into_domain(), entry);
+    record
 }
 
 fn postgres_state() -> PostgresStateV1 {

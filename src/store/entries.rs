@@ -1,18 +1,16 @@
 //! Ledger events on their way out: own ones from the log, copies of others', each with what PostgreSQL keeps beside it.
 
-use redb::{ReadOnlyTable, ReadableTable};
+use std::ops::ControlFlow;
 
-use super::codec;
+use redb::ReadableTable;
+
 use super::error::StoreError;
-use super::events::{self, EntryV1};
-use super::log::{self, LogRow};
-use super::query;
-use super::records::EventV1;
-use super::snapshot::Snapshot;
-use super::tables::{self, TxKey, id_key};
+use super::event_record::EventV1;
+use super::events::EntryV1;
+use super::log::{self, ChainHash, LogEntry};
+use super::snapshot::{LedgerTables, Snapshot};
+use super::{codec, lookup, tables};
 use crate::domain::{AgentId, CopyNumber, Event, EventBody, LedgerEntry};
-
-type Rows = ReadOnlyTable<u64, &'static [u8]>;
 
 /// How much is read at a time.
 #[derive(Debug, Clone, Copy)]
@@ -26,24 +24,17 @@ pub struct Portion {
 impl Snapshot {
     /// Own events after `seq`, in order.
     pub fn log_after(&self, seq: u64, portion: Portion) -> Result<Vec<LedgerEntry>, StoreError> {
-        let log = self.table(tables::LEDGER_LOG)?;
-        let parties = Parties {
-            copies: self.table(tables::COPIES)?,
-            ids: self.table(tables::TRANSACTION_IDS)?,
-            transactions: self.table(tables::TRANSACTIONS)?,
-            log: self.table(tables::LEDGER_LOG)?,
-        };
+        let ledger = self.ledger()?;
         let (mut entries, mut bytes) = (Vec::new(), 0);
-        for row in log.range(seq.saturating_add(1)..)? {
+        log::visit_after(&ledger.log, seq, |LogEntry { seq, hash, event }| {
             if entries.len() >= portion.max_events || bytes >= portion.max_bytes {
-                break;
+                return Ok(ControlFlow::Break(()));
             }
-            let (seq, row) = row?;
-            let row = LogRow::parse(row.value())?;
-            bytes += row.event.len();
-            let event = codec::decode::<EventV1>(row.event)?.into_domain();
-            entries.push(parties.complete(event, seq.value(), row.hash)?);
-        }
+            bytes += event.len();
+            let event = codec::decode::<EventV1>(event)?.into_domain();
+            entries.push(complete(&ledger, event, seq, hash)?);
+            Ok(ControlFlow::Continue(()))
+        })?;
         Ok(entries)
     }
 
@@ -80,39 +71,41 @@ impl Snapshot {
     }
 }
 
-/// Where the facts that an event belongs to are found.
-struct Parties {
-    log: Rows,
-    copies: Rows,
-    ids: ReadOnlyTable<&'static [u8], &'static [u8; 12]>,
-    transactions: ReadOnlyTable<&'static [u8; 12], &'static [u8]>,
+/// An own event with its transaction's parties, and the node that recorded it: the first of them, if several did.
+fn complete(
+    ledger: &LedgerTables<'_>,
+    event: Event,
+    node_seq: u64,
+    hash: ChainHash,
+) -> Result<LedgerEntry, StoreError> {
+    let of_another;
+    let recorded = match &event.body {
+        EventBody::Recorded(_) => &event,
+        _ => {
+            of_another = recorded(ledger, &event)?;
+            &of_another
+        }
+    };
+    let EventBody::Recorded(facts) = &recorded.body else {
+        unreachable!("only recorded events are looked for");
+    };
+    let (payer_agent, provider_agent) = (facts.payer_agent.clone(), facts.provider_agent.clone());
+    let (recorded_by, hash) = (recorded.node_id, Some(hash));
+    Ok(LedgerEntry { event, payer_agent, provider_agent, recorded_by, node_seq, hash })
 }
 
-impl Parties {
-    /// An own event with its transaction's parties, and the node that recorded it: the first of them, if several did.
-    fn complete(&self, event: Event, node_seq: u64, hash: [u8; 32]) -> Result<LedgerEntry, StoreError> {
-        let recorded = match &event.body {
-            EventBody::Recorded(_) => event.clone(),
-            _ => self.recorded(&event)?,
-        };
-        let EventBody::Recorded(facts) = &recorded.body else {
-            unreachable!("only recorded events are looked for");
-        };
-        let (payer_agent, provider_agent) = (facts.payer_agent.clone(), facts.provider_agent.clone());
-        let hash = Some(hash);
-        Ok(LedgerEntry { event, payer_agent, provider_agent, recorded_by: recorded.node_id, node_seq, hash })
+/// The earliest `recorded` event with the facts of `event`.
+fn recorded(ledger: &LedgerTables<'_>, event: &Event) -> Result<Event, StoreError> {
+    let id = &event.transaction_id;
+    let missing = || StoreError::Damaged(format!("transaction {id} was never recorded with the facts of its events"));
+    let found = lookup::find(ledger, id)?.ok_or_else(missing)?;
+    if found.recorded.facts == event.facts && matches!(found.recorded.body, EventBody::Recorded(_)) {
+        // The first in the record is the earliest with its facts.
+        return Ok(found.recorded);
     }
-
-    fn recorded(&self, event: &Event) -> Result<Event, StoreError> {
-        let id = &event.transaction_id;
-        let missing =
-            || StoreError::Damaged(format!("transaction {id} was never recorded with the facts of its events"));
-        let key = self.ids.get(id_key(id).as_slice())?.ok_or_else(missing)?;
-        let row = query::row(&self.transactions, TxKey::from_bytes(key.value()))?;
-        let recorded = events::read_all(&self.log, &self.copies, &row.events)?.into_iter();
-        recorded
-            .filter(|found| matches!(found.body, EventBody::Recorded(_)) && found.facts == event.facts)
-            .min_by_key(|found| (found.at, found.event_id))
-            .ok_or_else(missing)
-    }
+    let others = found.events(ledger)?.into_iter();
+    others
+        .filter(|found| matches!(found.body, EventBody::Recorded(_)) && found.facts == event.facts)
+        .min_by_key(|found| (found.at, found.event_id))
+        .ok_or_else(missing)
 }

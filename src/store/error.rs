@@ -50,6 +50,20 @@ pub enum OpenError {
         /// The newest format known here.
         known: u32,
     },
+    /// The file was written by an earlier version, in a format that nothing was ever released with.
+    #[error(
+        "{}: file format {found} is no longer read, this version of tradepost knows only format {known}; use the \
+         tradepost that wrote it",
+        .path.display()
+    )]
+    Older {
+        /// The file.
+        path: PathBuf,
+        /// The file's format.
+        found: u32,
+        /// The only format known here.
+        known: u32,
+    },
     /// There is no such file.
     #[error("{} does not exist", .0.display())]
     NotFound(PathBuf),

@@ -9,9 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::codec::{self, Record};
 use super::error::StoreError;
-use super::log;
-use super::records::EventV1;
-use crate::domain::{AgentId, CopyNumber, Event, LedgerEntry, NodeId, ParkedKey};
+use super::event_record::{EventRef, EventV1};
+use crate::domain::{AgentId, CopyNumber, LedgerEntry, NodeId, ParkedKey};
 
 /// Set in the place of a copy.
 const COPY: u64 = 1 << 63;
@@ -31,17 +30,31 @@ impl Record for EntryV1 {
     const NAME: &'static str = "ledger entry";
 }
 
-impl EntryV1 {
-    pub fn from_domain(entry: &LedgerEntry) -> Self {
-        Self {
-            payer_agent: entry.payer_agent.clone(),
-            provider_agent: entry.provider_agent.clone(),
-            recorded_by: entry.recorded_by,
-            hash: entry.hash,
-            event: EventV1::from_domain(&entry.event, entry.node_seq),
-        }
-    }
+/// [`EntryV1`] in references, field by field.
+#[derive(Serialize)]
+struct EntryRef<'a> {
+    payer_agent: &'a AgentId,
+    provider_agent: &'a AgentId,
+    recorded_by: NodeId,
+    hash: Option<[u8; 32]>,
+    event: EventRef<'a>,
+}
 
+/// The stored form of an entry.
+pub fn encode_entry(entry: &LedgerEntry) -> Vec<u8> {
+    let record = EntryRef {
+        payer_agent: &entry.payer_agent,
+        provider_agent: &entry.provider_agent,
+        recorded_by: entry.recorded_by,
+        hash: entry.hash,
+        event: EventRef::of(&entry.event, entry.node_seq),
+    };
+    let mut bytes = Vec::with_capacity(256);
+    codec::encode_as::<EntryV1>(&record, &mut bytes);
+    bytes
+}
+
+impl EntryV1 {
     pub fn into_domain(self) -> LedgerEntry {
         LedgerEntry {
             node_seq: self.event.node_seq,
@@ -91,27 +104,6 @@ impl fmt::Display for Place {
             Self::Copy(CopyNumber(number)) => write!(f, "copy {number}"),
         }
     }
-}
-
-/// Reads one event. One that is missing is damage.
-pub fn read(
-    log: &impl ReadableTable<u64, &'static [u8]>,
-    copies: &impl ReadableTable<u64, &'static [u8]>,
-    place: Place,
-) -> Result<Event, StoreError> {
-    match place {
-        Place::Log(seq) => log::read(log, seq),
-        Place::Copy(number) => Ok(read_copy(copies, number)?.event),
-    }
-}
-
-/// Reads the events in these places, in that order.
-pub fn read_all(
-    log: &impl ReadableTable<u64, &'static [u8]>,
-    copies: &impl ReadableTable<u64, &'static [u8]>,
-    places: &[u64],
-) -> Result<Vec<Event>, StoreError> {
-    places.iter().map(|bits| read(log, copies, Place::from_bits(*bits))).collect()
 }
 
 /// Reads one copy. One that is missing is damage.

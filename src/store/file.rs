@@ -9,6 +9,7 @@ use std::sync::Arc;
 use redb::StorageBackend;
 use redb::backends::FileBackend;
 
+use super::ahead::WrittenAhead;
 use super::error::OpenError;
 
 /// A locked file, as a backend. The lock lasts until the last clone of the backend is gone.
@@ -130,8 +131,9 @@ fn lock(file: File, path: &Path) -> Result<LockedFile, OpenError> {
         Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(path.to_owned())),
         Err(TryLockError::Error(source)) => return Err(OpenError::Io { path: path.to_owned(), source }),
     }
-    let backend = FileBackend::new(file)
-        .map_err(|error| OpenError::Io { path: path.to_owned(), source: io::Error::other(error.to_string()) })?;
+    let io_error = |source| OpenError::Io { path: path.to_owned(), source };
+    let backend = FileBackend::new(file).map_err(|error| io_error(io::Error::other(error.to_string())))?;
+    let backend = WrittenAhead::new(Arc::new(backend)).map_err(io_error)?;
     Ok(LockedFile { backend: Arc::new(backend) })
 }
 

@@ -1,8 +1,9 @@
 //! The way in for the fuzz target of the record codec.
 
 use super::codec::{Record, decode, encode};
+use super::event_record::EventV1;
 use super::events::EntryV1;
-use super::records::{AgentV2, BalanceV1, EventV1, ObservationV1, ReceiptV1, TombstoneV2, TotalsV2, TransactionV1};
+use super::records::{AgentV2, BalanceV1, ObservationV1, ReceiptV1, TombstoneV2, TotalsV2, TransactionV1};
 use super::sinks::{ParkedV1, PostgresStateV1, RedisStateV1};
 
 /// Reads `bytes` as a record of every kind.

@@ -8,20 +8,28 @@
 //! owns the store calls [`Store::reopen`].
 
 mod absorb;
+mod ahead;
 mod backend;
 mod backlog;
 mod batch;
+mod block;
+mod blocks;
 mod codec;
 #[cfg(test)]
 mod codec_tests;
+mod counters;
 mod entries;
 mod error;
+mod event_record;
 mod events;
 mod file;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod lazy;
+mod ledger;
 mod log;
+mod lookup;
 mod query;
 mod records;
 mod registry;
@@ -40,26 +48,29 @@ use rand::Rng;
 use redb::{Database, Durability, ReadableDatabase, StorageBackend};
 
 pub use absorb::Merged;
-pub use batch::{Batch, StoredTransaction};
+pub use batch::Batch;
 pub use entries::Portion;
 pub use error::{OpenError, StoreError};
 pub use file::create_directory;
+pub use ledger::StoredTransaction;
 pub use query::{Position, TransactionFilter, TransactionPage};
 pub use records::{
     BalanceSideV1 as BalanceSide, BalanceV1 as Balance, ReceiptV1 as Receipt, StoreAge, TotalsV2 as Totals,
 };
 pub use registry::{Publish, PurgedRemote};
+pub use sinks::Acknowledged;
 pub use snapshot::{ChangedAgent, ChangedState, Load, Snapshot};
-pub use tables::minute_of;
+pub use tables::{TxKey, minute_of};
 pub use verify::{VerifyReport, verify};
 
 use self::backend::{Revocable, Revoker};
+use self::ledger::Known;
 use self::log::LogHead;
 use self::tables::meta;
 use self::trial::Trial;
 use crate::domain::{Identity, NodeId, Timestamp};
 
-/// The format that this version writes, and the newest that it reads.
+/// The format that this version writes, and the only one that it reads.
 pub const FORMAT: u32 = 2;
 /// The name of the file in a data directory.
 pub const FILE_NAME: &str = "tradepost.redb";
@@ -93,7 +104,7 @@ pub struct Mint<'a> {
 }
 
 /// What the next batch continues from; known after opening and after every commit.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Head {
     identity: Arc<Identity>,
     log: LogHead,
@@ -101,6 +112,17 @@ pub struct Head {
     newest_created: Option<Timestamp>,
     /// When the last transaction was recorded here, which a clock that went back may have put before the newest.
     last_recorded: Option<Timestamp>,
+    /// How many events wait for their transaction to be recorded.
+    held: u64,
+    acknowledged: Acknowledged,
+    known: Known,
+}
+
+impl Head {
+    /// For one batch. What is known goes along and comes back only with what was committed.
+    fn lend(&mut self) -> Self {
+        Self { identity: Arc::clone(&self.identity), known: std::mem::take(&mut self.known), ..*self }
+    }
 }
 
 impl Store {
@@ -189,11 +211,11 @@ impl Store {
             transaction
                 .set_durability(Durability::Immediate)
                 .map_err(|error| StoreError::Damaged(format!("durable commits are refused: {error}")))?;
-            let mut batch = Batch::open(&transaction, head.clone())?;
+            let mut batch = Batch::new(&transaction, head.lend());
             let result = changes(&mut batch)?;
             if !batch.is_changed() {
                 // Refusals and idle housekeeping cost no sync.
-                drop(batch);
+                head.known = batch.abandon();
                 transaction.abort()?;
                 return Ok(result);
             }
@@ -240,7 +262,7 @@ impl Store {
         }
         let opened = open_database(&self.backend()?, true)?;
         let head = guarded(|| read_head(&opened.database)).map_err(|error| match error {
-            HeadError::Newer(found) => StoreError::Damaged(format!("its format turned to {found}")),
+            HeadError::Format(found) => StoreError::Damaged(format!("its format turned to {found}")),
             HeadError::Store(error) => error,
         })?;
         // A change of identity may have been committed although its commit failed.
@@ -360,7 +382,7 @@ fn initialise(database: &Database, mint: Mint<'_>) -> Result<(), StoreError> {
 }
 
 enum HeadError {
-    Newer(u32),
+    Format(u32),
     Store(StoreError),
 }
 
@@ -385,11 +407,11 @@ fn read_identity(database: &Database) -> Result<Identity, HeadError> {
     };
     let malformed = |name: &str| StoreError::Damaged(format!("meta record `{name}` is malformed"));
     let format = field(meta::FORMAT)?.try_into().map(u32::from_le_bytes).map_err(|_| malformed(meta::FORMAT))?;
-    if format > FORMAT {
-        return Err(HeadError::Newer(format));
-    }
     if format == 0 {
         return Err(malformed(meta::FORMAT).into());
+    }
+    if format != FORMAT {
+        return Err(HeadError::Format(format));
     }
     let node_id = field(meta::NODE_ID)?.try_into().map(NodeId::from_bytes).map_err(|_| malformed(meta::NODE_ID))?;
     let earlier = table.get(meta::EARLIER_IDS)?.map(|row| row.value().to_vec()).unwrap_or_default();
@@ -413,6 +435,9 @@ fn read_head(database: &Database) -> Result<Head, HeadError> {
         totals: snapshot.totals()?,
         newest_created,
         last_recorded: newest_created,
+        held: snapshot.held_len()?,
+        acknowledged: snapshot.acknowledged()?,
+        known: Known::default(),
     };
     if head.log.seq != head.totals.events {
         let (rows, counted) = (head.log.seq, head.totals.events);
@@ -425,7 +450,8 @@ fn read_head(database: &Database) -> Result<Head, HeadError> {
 
 fn head_error(path: &Path, error: HeadError) -> OpenError {
     match error {
-        HeadError::Newer(found) => OpenError::Newer { path: path.to_owned(), found, known: FORMAT },
+        HeadError::Format(found) if found < FORMAT => OpenError::Older { path: path.to_owned(), found, known: FORMAT },
+        HeadError::Format(found) => OpenError::Newer { path: path.to_owned(), found, known: FORMAT },
         HeadError::Store(error) => open_error(path, error),
     }
 }

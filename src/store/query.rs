@@ -1,17 +1,16 @@
 //! Pages of transactions: which index to walk, and how far.
 //!
-//! A page reads at most [`MAX_READ`] entries, whatever matches, and holds a bounded number of bytes. Entries of one microsecond are put into the order of
-//! their ids before they are filtered, so that a page may begin after any entry.
+//! A page reads at most [`MAX_READ`] entries, whatever matches, and holds a bounded number of bytes. Entries of one
+//! microsecond are put into the order of their ids before they are filtered, so that a page may begin after any entry.
 
-use redb::{ReadOnlyTable, ReadableTable, StorageError};
-
-use super::codec;
+use super::blocks::{self, Direction};
 use super::error::StoreError;
-use super::events::{self, Place};
+use super::events::Place;
+use super::lookup::{self, Found, LedgerReader, missing};
 use super::records::{TransactionV1, status_of};
 use super::sinks::Acknowledged;
-use super::snapshot::Snapshot;
-use super::tables::{self, OPEN_SCOPE, Roles, TxKey, index_key, index_target};
+use super::snapshot::{LedgerTables, Snapshot};
+use super::tables::{Roles, Scope, TxKey};
 use crate::domain::{
     AgentId, Capability, Event, EventBody, Role, Timestamp, Transaction, TransactionId, TransactionStatus,
 };
@@ -58,41 +57,31 @@ pub struct TransactionPage {
     pub next: Option<Position>,
 }
 
-type Entry = Result<(TxKey, u8), StorageError>;
-
 pub fn page(
     snapshot: &Snapshot,
     filter: &TransactionFilter,
     limit: usize,
     after: Option<&Position>,
+    acknowledged: Acknowledged,
 ) -> Result<TransactionPage, StoreError> {
-    let scope = match scope(snapshot, filter)? {
-        Some(scope) => scope,
-        None => return Ok(TransactionPage { items: Vec::new(), next: None }),
+    let Some(search) = search(snapshot, filter)? else {
+        return Ok(TransactionPage { items: Vec::new(), next: None });
     };
     let Some((first, last)) = bounds(filter, after) else {
         return Ok(TransactionPage { items: Vec::new(), next: None });
     };
-    let transactions = snapshot.table(tables::TRANSACTIONS)?;
-    let index = snapshot.table(tables::TRANSACTION_INDEX)?;
-    let entries: Box<dyn Iterator<Item = Entry>> = match scope {
-        Scope::All => {
-            let range = transactions.range::<&[u8; 12]>(&first.to_bytes()..=&last.to_bytes())?;
-            directed(range.map(|entry| entry.map(|(key, _)| (TxKey::from_bytes(key.value()), 0))), filter.descending)
-        }
-        Scope::Index { number, .. } => {
-            let range = index.range::<&[u8; 16]>(&index_key(number, first)..=&index_key(number, last))?;
-            let targets = range.map(|entry| entry.map(|(key, value)| (index_target(key.value()), value.value())));
-            directed(targets, filter.descending)
-        }
-    };
+    let ledger = snapshot.ledger()?;
+    let direction = if filter.descending { Direction::Descending } else { Direction::Ascending };
+    let entries = blocks::walk(&ledger.transactions, search.scope, first..=last, direction, |value| {
+        Ok(value.first().copied().unwrap_or_default())
+    })?;
     let mut walk = Walk {
         filter,
-        scope,
+        search,
         after,
         limit,
-        events: EventTables::open(snapshot)?,
-        transactions,
+        ledger: &ledger,
+        acknowledged,
         read: 0,
         bytes: 0,
         page: TransactionPage { items: Vec::new(), next: None },
@@ -117,83 +106,35 @@ pub fn page(
     Ok(walk.page)
 }
 
-fn directed<'a>(
-    entries: impl DoubleEndedIterator<Item = Entry> + 'a,
-    descending: bool,
-) -> Box<dyn Iterator<Item = Entry> + 'a> {
-    if descending { Box::new(entries.rev()) } else { Box::new(entries) }
-}
-
-/// The row of a transaction.
-pub fn row(
-    transactions: &impl ReadableTable<&'static [u8; 12], &'static [u8]>,
-    key: TxKey,
-) -> Result<TransactionV1, StoreError> {
-    let row = transactions
-        .get(&key.to_bytes())?
-        .ok_or_else(|| StoreError::Damaged(format!("the transaction of {} is missing", key.created_at)))?;
-    codec::decode(row.value())
-}
-
-/// Where transactions' events lie, and how far they got.
-pub struct EventTables {
-    log: ReadOnlyTable<u64, &'static [u8]>,
-    copies: ReadOnlyTable<u64, &'static [u8]>,
-    parked: ReadOnlyTable<&'static [u8], &'static [u8]>,
-    acknowledged: Acknowledged,
-}
-
-impl EventTables {
-    pub fn open(snapshot: &Snapshot) -> Result<Self, StoreError> {
-        Ok(Self {
-            log: snapshot.table(tables::LEDGER_LOG)?,
-            copies: snapshot.table(tables::COPIES)?,
-            parked: snapshot.table(tables::PARKED)?,
-            acknowledged: Acknowledged::read(&snapshot.table(tables::SINKS)?)?,
-        })
-    }
-
-    /// The events in these places that have the facts of the first one, oldest first.
-    pub fn read(&self, places: &[u64]) -> Result<Vec<Event>, StoreError> {
-        let mut events = events::read_all(&self.log, &self.copies, places)?;
-        let facts = events.first().map(|event| event.facts);
-        events.retain(|event| Some(event.facts) == facts);
-        events.sort_by_key(|event| (event.at, event.event_id));
-        Ok(events)
-    }
-
-    fn read_one(&self, place: u64) -> Result<Event, StoreError> {
-        events::read(&self.log, &self.copies, Place::from_bits(place))
-    }
-}
-
 /// The transaction that a row and its events make.
-pub fn transaction(tables: &EventTables, key: TxKey, row: &TransactionV1) -> Result<Transaction, StoreError> {
-    let recorded = row
-        .events
-        .first()
-        .ok_or_else(|| StoreError::Damaged(format!("the transaction of {} has no events", key.created_at)))?;
-    let event = tables.read_one(*recorded)?;
-    let EventBody::Recorded(facts) = event.body else {
+pub fn transaction(
+    ledger: &LedgerTables<'_>,
+    acknowledged: Acknowledged,
+    Found { key, row, recorded }: Found,
+) -> Result<Transaction, StoreError> {
+    let mut evidence = Vec::new();
+    if row.has_evidence {
+        let further = row.events.iter().skip(1).map(|bits| ledger.event(Place::from_bits(*bits)));
+        let mut events: Vec<Event> = further.collect::<Result<_, _>>()?;
+        events.retain(|event| event.facts == recorded.facts);
+        events.sort_by_key(|event| (event.at, event.event_id));
+        evidence = events.iter().flat_map(|event| event.body.evidence().iter().cloned()).collect();
+    }
+    let EventBody::Recorded(facts) = recorded.body else {
         let created_at = key.created_at;
         return Err(StoreError::Damaged(format!(
             "the transaction of {created_at} does not begin with a recorded event"
         )));
     };
-    let mut evidence = Vec::new();
-    if row.has_evidence {
-        let events = tables.read(&row.events)?;
-        evidence = events.iter().flat_map(|event| event.body.evidence().iter().cloned()).collect();
-    }
     Ok(Transaction {
-        transaction_id: event.transaction_id,
+        transaction_id: recorded.transaction_id,
         created_at: key.created_at,
         facts,
         status: row.status()?,
         evidence,
         updated_at: row.updated_at,
         settled_at: row.settled_at,
-        finality: tables.acknowledged.finality(&tables.parked, &row.events)?,
+        finality: acknowledged.finality(&row.events, |key| ledger.is_parked(key))?,
     })
 }
 
@@ -205,15 +146,14 @@ pub fn load_count(bytes: &[u8]) -> Result<u32, StoreError> {
 
 /// Where to look for matches.
 #[derive(Debug, Clone, Copy)]
-enum Scope {
-    /// Every transaction.
-    All,
-    /// One scope of the index, for a party with this number if an agent was asked for.
-    Index { number: u32, party: Option<u32> },
+struct Search {
+    scope: Scope,
+    /// The number of the agent that was asked for, if any was.
+    party: Option<u32>,
 }
 
 /// The narrowest place that holds all matches; `None` if nothing can match.
-fn scope(snapshot: &Snapshot, filter: &TransactionFilter) -> Result<Option<Scope>, StoreError> {
+fn search(snapshot: &Snapshot, filter: &TransactionFilter) -> Result<Option<Search>, StoreError> {
     let party = match &filter.agent {
         None => None,
         Some(agent) => match snapshot.agent_number(agent)? {
@@ -226,11 +166,12 @@ fn scope(snapshot: &Snapshot, filter: &TransactionFilter) -> Result<Option<Scope
     let open: u64 = TransactionStatus::ALL.into_iter().filter(|s| s.is_open()).map(|s| *totals.of(s)).sum();
     // Few open transactions are quicker to look through than everything an agent ever did.
     let use_open = open_wanted && (party.is_none() || open <= MAX_READ as u64);
-    Ok(Some(match party {
-        _ if use_open => Scope::Index { number: OPEN_SCOPE, party },
-        Some(number) => Scope::Index { number, party },
-        None => Scope::All,
-    }))
+    let scope = match party {
+        _ if use_open => Scope::OPEN,
+        Some(number) => Scope::of_agent(number),
+        None => Scope::ROWS,
+    };
+    Ok(Some(Search { scope, party }))
 }
 
 /// The least and the greatest key that may match; `None` if there is none.
@@ -240,10 +181,10 @@ fn bounds(filter: &TransactionFilter, after: Option<&Position>) -> Option<(TxKey
         Some(until) => Timestamp::from_micros(until.as_micros().checked_sub(1)?),
         None => Timestamp::from_micros(i64::MAX),
     };
-    let mut last = TxKey { created_at: newest, tie: u32::MAX };
+    let mut last = TxKey::last_at(newest);
     if let Some(after) = after {
         if filter.descending {
-            last = last.min(TxKey { created_at: after.created_at, tie: u32::MAX });
+            last = last.min(TxKey::last_at(after.created_at));
         } else {
             first = first.max(TxKey::first_at(after.created_at));
         }
@@ -251,19 +192,19 @@ fn bounds(filter: &TransactionFilter, after: Option<&Position>) -> Option<(TxKey
     (first <= last).then_some((first, last))
 }
 
-struct Walk<'a, T> {
+struct Walk<'a> {
     filter: &'a TransactionFilter,
-    scope: Scope,
+    search: Search,
     after: Option<&'a Position>,
     limit: usize,
-    transactions: T,
-    events: EventTables,
+    ledger: &'a LedgerTables<'a>,
+    acknowledged: Acknowledged,
     read: usize,
     bytes: usize,
     page: TransactionPage,
 }
 
-impl<T: ReadableTable<&'static [u8; 12], &'static [u8]>> Walk<'_, T> {
+impl Walk<'_> {
     fn is_full(&self) -> bool {
         self.page.items.len() >= self.limit || self.read >= MAX_READ || self.bytes >= MAX_PAGE_BYTES
     }
@@ -280,15 +221,15 @@ impl<T: ReadableTable<&'static [u8; 12], &'static [u8]>> Walk<'_, T> {
                     self.skip(key)?;
                     continue;
                 };
-                let transaction = transaction(&self.events, key, &row)?;
+                let transaction = self.transaction(key, row)?;
                 self.take(transaction);
             }
             return Ok(false);
         }
         let mut loaded = Vec::with_capacity(group.len());
         for (key, value) in group {
-            let row = row(&self.transactions, key)?;
-            loaded.push((transaction(&self.events, key, &row)?, key, value));
+            let row = self.row(key)?;
+            loaded.push((self.transaction(key, row)?, key, value));
         }
         loaded.sort_by(|a, b| a.0.transaction_id.cmp(&b.0.transaction_id));
         if self.filter.descending {
@@ -310,6 +251,14 @@ impl<T: ReadableTable<&'static [u8; 12], &'static [u8]>> Walk<'_, T> {
         Ok(false)
     }
 
+    fn transaction(&self, key: TxKey, row: TransactionV1) -> Result<Transaction, StoreError> {
+        transaction(self.ledger, self.acknowledged, lookup::begin(self.ledger, key, row)?)
+    }
+
+    fn row(&self, key: TxKey) -> Result<TransactionV1, StoreError> {
+        self.ledger.row(key)?.ok_or_else(|| missing(key))
+    }
+
     /// Whether the page begins within this microsecond.
     fn starts_at(&self, key: TxKey) -> bool {
         self.after.is_some_and(|after| after.created_at == key.created_at)
@@ -326,20 +275,18 @@ impl<T: ReadableTable<&'static [u8; 12], &'static [u8]>> Walk<'_, T> {
 
     /// The entry's row, if all but the capability match.
     fn candidate(&self, key: TxKey, value: u8) -> Result<Option<TransactionV1>, StoreError> {
-        let filter = self.filter;
-        if let Scope::Index { number, .. } = self.scope {
-            let passes = if number == OPEN_SCOPE {
-                filter.status == Some(status_of(value)?)
-            } else {
-                filter.role.is_none_or(|role| Roles(value).include(role))
-            };
-            if !passes {
-                return Ok(None);
-            }
+        let (filter, Search { scope, party }) = (self.filter, self.search);
+        let passes = match scope {
+            Scope::ROWS => true,
+            Scope::OPEN => filter.status == Some(status_of(value)?),
+            _ => filter.role.is_none_or(|role| Roles(value).include(role)),
+        };
+        if !passes {
+            return Ok(None);
         }
-        let row = row(&self.transactions, key)?;
-        let party_matches = match self.scope {
-            Scope::Index { number: OPEN_SCOPE, party: Some(party) } => {
+        let row = self.row(key)?;
+        let party_matches = match party {
+            Some(party) if scope == Scope::OPEN => {
                 let pays = row.payer == party && filter.role != Some(Role::Provider);
                 let earns = row.provider == party && filter.role != Some(Role::Payer);
                 pays || earns
@@ -362,8 +309,8 @@ impl<T: ReadableTable<&'static [u8; 12], &'static [u8]>> Walk<'_, T> {
     /// Passes over an entry; its id is looked up only if the page ends here.
     fn skip(&mut self, key: TxKey) -> Result<(), StoreError> {
         if self.is_full() {
-            let row = row(&self.transactions, key)?;
-            self.page.next = Some(position(&transaction(&self.events, key, &row)?));
+            let row = self.row(key)?;
+            self.page.next = Some(position(&self.transaction(key, row)?));
         }
         Ok(())
     }

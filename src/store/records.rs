@@ -3,19 +3,16 @@
 //! Strings and numbers were checked when they came in, so reading takes them as they are; numbers that name one of a
 //! closed set are checked, since a file may be damaged.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::codec::Record;
 use super::error::StoreError;
-use crate::domain::event::FactsHash;
 use crate::domain::fold::Fold;
 use crate::domain::{
-    Agent, AgentId, AgentVersion, AvailabilityStatus, Baseline, Capabilities, Capability, Capacity, Counters, Currency,
-    Event, EventBody, EventId, Facts, JsonObject, Money, NodeId, Observation, ObserverId, Reputation,
-    ResolutionOutcome, Timestamp, Total, TransactionId, TransactionStatus, Ttl,
+    Agent, AgentId, AgentVersion, AvailabilityStatus, Baseline, Capabilities, Capacity, Counters, Currency, JsonObject,
+    Money, Observation, ObserverId, Reputation, Timestamp, Total, TransactionStatus, Ttl,
 };
 
 macro_rules! record {
@@ -167,115 +164,6 @@ impl ObservationV1 {
     }
 }
 
-/// A ledger event; `node_seq` is its place in its author's log.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct EventV1 {
-    pub node_seq: u64,
-    event_id: EventId,
-    transaction_id: TransactionId,
-    facts: FactsHash,
-    round: u32,
-    node_id: NodeId,
-    at: Timestamp,
-    body: EventBodyV1,
-}
-record!(EventV1, 1, "event");
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-enum EventBodyV1 {
-    Recorded(FactsV1),
-    Settled,
-    Cancelled { reason: Option<String> },
-    Disputed { reason: Option<String>, evidence: Vec<String> },
-    EvidenceAdded { evidence: Vec<String> },
-    ResolvedSettled { note: Option<String>, decisions: Vec<EventId> },
-    ResolvedCancelled { note: Option<String>, decisions: Vec<EventId> },
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct FactsV1 {
-    payer_agent: AgentId,
-    provider_agent: AgentId,
-    capability: Capability,
-    amount: Money,
-    currency: Currency,
-    context: JsonObject,
-}
-
-impl EventV1 {
-    pub fn from_domain(event: &Event, node_seq: u64) -> Self {
-        let body = match &event.body {
-            EventBody::Recorded(facts) => EventBodyV1::Recorded(FactsV1 {
-                payer_agent: facts.payer_agent.clone(),
-                provider_agent: facts.provider_agent.clone(),
-                capability: facts.capability.clone(),
-                amount: facts.amount,
-                currency: facts.currency.clone(),
-                context: facts.context.clone(),
-            }),
-            EventBody::Settled => EventBodyV1::Settled,
-            EventBody::Cancelled { reason } => EventBodyV1::Cancelled { reason: reason.clone() },
-            EventBody::Disputed { reason, evidence } => {
-                EventBodyV1::Disputed { reason: reason.clone(), evidence: evidence.clone() }
-            }
-            EventBody::EvidenceAdded { evidence } => EventBodyV1::EvidenceAdded { evidence: evidence.clone() },
-            EventBody::Resolved { outcome: ResolutionOutcome::Settled, note, decisions } => {
-                EventBodyV1::ResolvedSettled { note: note.clone(), decisions: decisions.clone() }
-            }
-            EventBody::Resolved { outcome: ResolutionOutcome::Cancelled, note, decisions } => {
-                EventBodyV1::ResolvedCancelled { note: note.clone(), decisions: decisions.clone() }
-            }
-        };
-        Self {
-            node_seq,
-            event_id: event.event_id,
-            transaction_id: event.transaction_id.clone(),
-            facts: event.facts,
-            round: event.round,
-            node_id: event.node_id,
-            at: event.at,
-            body,
-        }
-    }
-
-    /// The node that wrote it.
-    pub fn author(&self) -> NodeId {
-        self.node_id
-    }
-
-    pub fn into_domain(self) -> Event {
-        let body = match self.body {
-            EventBodyV1::Recorded(facts) => EventBody::Recorded(Arc::new(Facts {
-                payer_agent: facts.payer_agent,
-                provider_agent: facts.provider_agent,
-                capability: facts.capability,
-                amount: facts.amount,
-                currency: facts.currency,
-                context: facts.context,
-            })),
-            EventBodyV1::Settled => EventBody::Settled,
-            EventBodyV1::Cancelled { reason } => EventBody::Cancelled { reason },
-            EventBodyV1::Disputed { reason, evidence } => EventBody::Disputed { reason, evidence },
-            EventBodyV1::EvidenceAdded { evidence } => EventBody::EvidenceAdded { evidence },
-            EventBodyV1::ResolvedSettled { note, decisions } => {
-                EventBody::Resolved { outcome: ResolutionOutcome::Settled, note, decisions }
-            }
-            EventBodyV1::ResolvedCancelled { note, decisions } => {
-                EventBody::Resolved { outcome: ResolutionOutcome::Cancelled, note, decisions }
-            }
-        };
-        Event {
-            event_id: self.event_id,
-            transaction_id: self.transaction_id,
-            facts: self.facts,
-            round: self.round,
-            node_id: self.node_id,
-            at: self.at,
-            body,
-        }
-    }
-}
-
 /// Where a transaction stands: the fold's answer, and where its events lie.
 ///
 /// The facts are not repeated here; they are in the `recorded` event, which is the first of `events`.
@@ -298,7 +186,20 @@ pub struct TransactionV1 {
 record!(TransactionV1, 1, "transaction");
 
 impl TransactionV1 {
-    /// The row of what a transaction's events fold to; `events` are their places, the `recorded` one whose facts count
+    /// The record of a transaction that has just been recorded, and of which nothing else is known.
+    pub fn recorded(payer: u32, provider: u32, recorded_at: Timestamp, place: u64) -> Self {
+        Self {
+            payer,
+            provider,
+            status: status_code(TransactionStatus::Pending),
+            updated_at: recorded_at,
+            settled_at: None,
+            has_evidence: false,
+            events: vec![place],
+        }
+    }
+
+    /// The record of what a transaction's events fold to; `events` are their places, the `recorded` one whose facts count
     /// first.
     pub fn new(payer: u32, provider: u32, fold: &Fold, events: Vec<u64>) -> Self {
         Self {
@@ -317,7 +218,7 @@ impl TransactionV1 {
     }
 }
 
-/// The byte that stands for a status, here and in the index of open transactions.
+/// The byte that stands for a status, here and in the list of open transactions.
 pub fn status_code(status: TransactionStatus) -> u8 {
     match status {
         TransactionStatus::Pending => 0,

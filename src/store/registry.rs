@@ -4,8 +4,6 @@
 //! for as long as its lease could run elsewhere, and beyond that while its epoch lies ahead of the clock: forgotten
 //! before, a registration that a wrong clock dated would stand above every later one.
 
-use redb::ReadableTable;
-
 use super::batch::Batch;
 use super::codec;
 use super::error::StoreError;

@@ -179,33 +179,29 @@ fn sink_byte(sink: Sink) -> u8 {
     }
 }
 
-/// What PostgreSQL has acknowledged of what this file holds.
-#[derive(Debug, Clone, Copy)]
+/// What PostgreSQL has acknowledged of what this file holds. It is at hand wherever transactions are read, so that none
+/// of them costs a look into replication's tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Acknowledged {
     seq: u64,
     copies: u64,
+    /// How many entries it refuses; while there are none, nobody asks for one.
+    parked: u64,
 }
 
 impl Acknowledged {
-    /// As of one state of the store.
-    pub fn read(sinks: &impl ReadableTable<u8, &'static [u8]>) -> Result<Self, StoreError> {
-        let PostgresState { acked_seq, acked_copies, .. } = postgres_state(sinks)?;
-        Ok(Self { seq: acked_seq, copies: acked_copies })
-    }
-
-    /// How far a transaction with events in these places got.
-    pub fn finality(
+    /// How far a transaction with events in these places got; `is_parked` looks one of them up.
+    pub(super) fn finality(
         self,
-        parked: &impl ReadableTable<&'static [u8], &'static [u8]>,
         places: &[u64],
+        is_parked: impl Fn(&ParkedKey) -> Result<bool, StoreError>,
     ) -> Result<Finality, StoreError> {
         for place in places.iter().map(|bits| Place::from_bits(*bits)) {
             let acknowledged = match place {
                 Place::Log(seq) => seq <= self.seq,
                 Place::Copy(CopyNumber(number)) => number <= self.copies,
             };
-            let key = parked_key(Sink::Postgres, &place.parked_key());
-            if !acknowledged || parked.get(key.as_slice())?.is_some() {
+            if !acknowledged || (self.parked > 0 && is_parked(&place.parked_key())?) {
                 return Ok(Finality::Local);
             }
         }
@@ -227,6 +223,12 @@ fn redis_state(sinks: &impl ReadableTable<u8, &'static [u8]>) -> Result<RedisSta
 }
 
 impl Snapshot {
+    /// What PostgreSQL has acknowledged. For starting up: it counts what is parked.
+    pub(super) fn acknowledged(&self) -> Result<Acknowledged, StoreError> {
+        let PostgresState { acked_seq: seq, acked_copies: copies, .. } = self.postgres_state()?;
+        Ok(Acknowledged { seq, copies, parked: self.parked_count(Sink::Postgres)? })
+    }
+
     /// The cursors of PostgreSQL.
     pub fn postgres_state(&self) -> Result<PostgresState, StoreError> {
         postgres_state(&self.table(tables::SINKS)?)
@@ -259,7 +261,7 @@ impl Snapshot {
 impl Batch<'_> {
     /// The cursors of PostgreSQL.
     pub fn postgres_state(&self) -> Result<PostgresState, StoreError> {
-        postgres_state(&self.sinks)
+        postgres_state(self.sinks.open()?)
     }
 
     /// Writes the cursors of PostgreSQL.
@@ -267,12 +269,14 @@ impl Batch<'_> {
         self.changed = true;
         let bytes = codec::encode(&PostgresStateV1::from(state));
         self.sinks.insert(sink_byte(Sink::Postgres), bytes.as_slice())?;
+        let acknowledged = &mut self.head.acknowledged;
+        (acknowledged.seq, acknowledged.copies) = (state.acked_seq, state.acked_copies);
         Ok(())
     }
 
     /// The cursors of Redis.
     pub fn redis_state(&self) -> Result<RedisState, StoreError> {
-        redis_state(&self.sinks)
+        redis_state(self.sinks.open()?)
     }
 
     /// Writes the cursors of Redis.
@@ -287,7 +291,10 @@ impl Batch<'_> {
     pub fn park(&mut self, sink: Sink, entry: &ParkedEntry) -> Result<(), StoreError> {
         self.changed = true;
         let bytes = codec::encode(&ParkedV1::from(entry));
-        self.parked.insert(parked_key(sink, &entry.key).as_slice(), bytes.as_slice())?;
+        let is_new = self.parked.insert(parked_key(sink, &entry.key).as_slice(), bytes.as_slice())?.is_none();
+        if is_new && sink == Sink::Postgres {
+            self.head.acknowledged.parked += 1;
+        }
         Ok(())
     }
 
@@ -298,7 +305,12 @@ impl Batch<'_> {
 
     /// Takes an entry back from where it was set aside.
     pub fn unpark(&mut self, sink: Sink, key: &ParkedKey) -> Result<(), StoreError> {
-        self.changed |= self.parked.remove(parked_key(sink, key).as_slice())?.is_some();
+        if self.parked.remove(parked_key(sink, key).as_slice())?.is_some() {
+            self.changed = true;
+            if sink == Sink::Postgres {
+                self.head.acknowledged.parked -= 1;
+            }
+        }
         Ok(())
     }
 }

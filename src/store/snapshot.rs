@@ -1,18 +1,22 @@
 //! Reading one state of the store.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTable, TableDefinition, TableHandle};
 
-use super::codec;
 use super::error::StoreError;
+use super::events::{self, Place};
 use super::log::{self, LogHead};
-use super::query::{self, EventTables, Position, TransactionFilter, TransactionPage};
-use super::records::{AgentV2, BalanceV1, ObservationV1, StoreAge, TombstoneV2, TotalsV2};
-use super::tables::{self, ParsedTally, Tally, TxKey, id_key};
+use super::lookup::{self, LedgerReader};
+use super::query::{self, Position, TransactionFilter, TransactionPage};
+use super::records::{AgentV2, BalanceV1, ObservationV1, StoreAge, TombstoneV2, TotalsV2, TransactionV1};
+use super::sinks::{Acknowledged, parked_key};
+use super::tables::{self, BLOCK_KEY_BYTES, ParsedTally, Scope, Tally, TxKey, id_key};
+use super::{blocks, codec};
 use crate::domain::{
-    Agent, AgentId, AgentVersion, Capability, Currency, Event, Observation, Transaction, TransactionId,
+    Agent, AgentId, AgentVersion, Capability, Currency, Event, Observation, ParkedKey, Sink, Transaction, TransactionId,
 };
 
 /// One state of the store. It stays readable, and pins its pages, for as long as it is held.
@@ -84,7 +88,6 @@ impl Snapshot {
         self.table(tables::CENTRAL_FACTS)?;
         self.table(tables::LEDGER_AGENTS)?;
         self.table(tables::TRANSACTION_IDS)?;
-        self.table(tables::TRANSACTION_INDEX)?;
         self.table(tables::TALLIES)?;
         self.table(tables::AGENT_NUMBERS)?;
         self.table(tables::AGENTS)?;
@@ -109,7 +112,7 @@ impl Snapshot {
     }
 
     pub(super) fn newest_transaction(&self) -> Result<Option<TxKey>, StoreError> {
-        Ok(self.table(tables::TRANSACTIONS)?.last()?.map(|(key, _)| TxKey::from_bytes(key.value())))
+        blocks::newest(&self.table(tables::TRANSACTIONS)?, Scope::ROWS)
     }
 
     /// One agent.
@@ -229,32 +232,95 @@ impl Snapshot {
         Ok(self.table(tables::AGENT_NUMBERS)?.get(id.as_str())?.map(|number| number.value()))
     }
 
-    /// One transaction.
-    pub fn transaction(&self, id: &TransactionId) -> Result<Option<Transaction>, StoreError> {
-        let Some(key) = self.transaction_key(id)? else { return Ok(None) };
-        let row = query::row(&self.table(tables::TRANSACTIONS)?, key)?;
-        query::transaction(&EventTables::open(self)?, key, &row).map(Some)
+    /// One transaction. `acknowledged` is that of this state of the store, or of an earlier one.
+    pub fn transaction(
+        &self,
+        id: &TransactionId,
+        acknowledged: Acknowledged,
+    ) -> Result<Option<Transaction>, StoreError> {
+        let ledger = self.ledger()?;
+        lookup::find(&ledger, id)?.map(|found| query::transaction(&ledger, acknowledged, found)).transpose()
     }
 
     /// A transaction's events, oldest first; those with other facts than its own are left out.
     pub fn events(&self, id: &TransactionId) -> Result<Option<Vec<Event>>, StoreError> {
-        let Some(key) = self.transaction_key(id)? else { return Ok(None) };
-        let row = query::row(&self.table(tables::TRANSACTIONS)?, key)?;
-        Ok(Some(EventTables::open(self)?.read(&row.events)?))
+        let reader = self.ledger()?;
+        let Some(found) = lookup::find(&reader, id)? else { return Ok(None) };
+        let mut events = found.events(&reader)?;
+        events.retain(|event| event.facts == found.recorded.facts);
+        events.sort_by_key(|event| (event.at, event.event_id));
+        Ok(Some(events))
     }
 
-    /// A page of the transactions that match, in order of creation and id. See [`TransactionPage`].
+    /// A page of the transactions that match, in order of creation and id. See [`TransactionPage`]. `acknowledged` is as
+    /// for [`transaction`](Self::transaction).
     pub fn transactions(
         &self,
         filter: &TransactionFilter,
         limit: usize,
         after: Option<&Position>,
+        acknowledged: Acknowledged,
     ) -> Result<TransactionPage, StoreError> {
-        query::page(self, filter, limit, after)
+        query::page(self, filter, limit, after, acknowledged)
     }
 
-    fn transaction_key(&self, id: &TransactionId) -> Result<Option<TxKey>, StoreError> {
-        let key = self.table(tables::TRANSACTION_IDS)?.get(id_key(id).as_slice())?;
-        Ok(key.map(|key| TxKey::from_bytes(key.value())))
+    /// The ledger's tables, for reading several things in them.
+    pub(super) fn ledger(&self) -> Result<LedgerTables<'_>, StoreError> {
+        Ok(LedgerTables {
+            snapshot: self,
+            copies: OnceCell::new(),
+            parked: OnceCell::new(),
+            log: self.table(tables::LEDGER_LOG)?,
+            transactions: self.table(tables::TRANSACTIONS)?,
+            ids: self.table(tables::TRANSACTION_IDS)?,
+        })
+    }
+}
+
+/// The ledger's tables in one snapshot; those of replication are opened when one is needed.
+pub(super) struct LedgerTables<'a> {
+    snapshot: &'a Snapshot,
+    copies: OnceCell<ReadOnlyTable<u64, &'static [u8]>>,
+    parked: OnceCell<ReadOnlyTable<&'static [u8], &'static [u8]>>,
+    pub log: ReadOnlyTable<u64, &'static [u8]>,
+    pub transactions: ReadOnlyTable<&'static [u8; BLOCK_KEY_BYTES], &'static [u8]>,
+    pub ids: ReadOnlyTable<&'static [u8], &'static [u8; 12]>,
+}
+
+impl LedgerTables<'_> {
+    /// The copies of other nodes' events.
+    pub fn copies(&self) -> Result<&ReadOnlyTable<u64, &'static [u8]>, StoreError> {
+        opened(&self.copies, || self.snapshot.table(tables::COPIES))
+    }
+
+    /// Whether PostgreSQL refuses an entry.
+    pub fn is_parked(&self, key: &ParkedKey) -> Result<bool, StoreError> {
+        let parked = opened(&self.parked, || self.snapshot.table(tables::PARKED))?;
+        Ok(parked.get(parked_key(Sink::Postgres, key).as_slice())?.is_some())
+    }
+}
+
+fn opened<T>(cell: &OnceCell<T>, open: impl FnOnce() -> Result<T, StoreError>) -> Result<&T, StoreError> {
+    if let Some(table) = cell.get() {
+        return Ok(table);
+    }
+    let table = open()?;
+    Ok(cell.get_or_init(|| table))
+}
+
+impl LedgerReader for LedgerTables<'_> {
+    fn row(&self, key: TxKey) -> Result<Option<TransactionV1>, StoreError> {
+        blocks::get(&self.transactions, Scope::ROWS, key, codec::decode)?.transpose()
+    }
+
+    fn event(&self, place: Place) -> Result<Event, StoreError> {
+        match place {
+            Place::Log(seq) => log::read(&self.log, seq),
+            Place::Copy(number) => Ok(events::read_copy(self.copies()?, number)?.event),
+        }
+    }
+
+    fn listed(&self, id: &TransactionId) -> Result<Option<TxKey>, StoreError> {
+        Ok(self.ids.get(id_key(id).as_slice())?.map(|key| TxKey::from_bytes(key.value())))
     }
 }

@@ -1,35 +1,41 @@
 //! The tables and their keys.
 //!
-//! A commit costs its sync and its dirty pages, so keys are short and new rows land beside the last ones: the ledger
-//! log by sequence number, transactions by time, agents as numbers. Recording or deciding touches five tables:
+//! A commit costs its sync and its dirty pages, so keys are short, new entries land beside the last ones (the ledger
+//! log by sequence number, transactions by time, agents as numbers) and share rows with them. Recording or deciding
+//! touches three tables:
 //!
 //! | table | key | value |
 //! | --- | --- | --- |
-//! | `ledger_log` | `node_seq` | hash of the chain up to here, event |
-//! | `transactions` | [`TxKey`] | [`TransactionV1`](super::records::TransactionV1) |
-//! | `transaction_ids` | [`id_key`] | [`TxKey`] |
-//! | `transaction_index` | scope, [`TxKey`] | a byte: for an agent its roles, for [`OPEN_SCOPE`] the status |
+//! | `ledger_log` | the first `node_seq` | a [row of the log](super::log): events with their hashes |
+//! | `transactions` | [`Scope`], the first [`TxKey`] | a [block](super::block) of entries by [`TxKey`] |
 //! | `tallies` | [`Tally`] | totals, balances, load by the minute |
 //!
+//! What the entries of `transactions` hold depends on their scope: a
+//! [`TransactionV1`](super::records::TransactionV1), or a byte with an agent's roles or an open transaction's status.
+//!
+//! `transaction_ids` ([`id_key`] → [`TxKey`]) leads to a transaction whose id does not say where it is. A minted id
+//! does: see [`key_within`].
 //! Taking in other nodes' events touches `copies` (by the order in which they came), and `held` ([`held_key`]) for those
 //! that came before the `recorded` event of their transaction. `central_facts` ([`id_key`]) names the facts that
 //! PostgreSQL holds for an id, where others are claimed for it; `ledger_agents` lists the agents that were ever registered
 //! here, and whether their history has been read.
 //!
 //! Beside them: `agent_numbers` (an agent that a transaction names, as a number), `agents`, `agent_changes` (one entry
-//! for each changed local agent, newest last), `tombstones`, `observations` (of agents' work, by agent), `sinks` and `parked` (replication's
-//! cursors, and entries that a sink refuses), `receipts` and `receipt_ages` (idempotency keys), `meta`.
+//! for each changed local agent, newest last), `tombstones`, `observations` (of agents' work, by agent), `sinks` and
+//! `parked` (replication's cursors, and entries that a sink refuses), `receipts` and `receipt_ages` (idempotency keys),
+//! `meta`.
+
+use std::fmt;
 
 use redb::TableDefinition;
 
-use super::records::{StoreAge, TransactionV1};
+use super::records::StoreAge;
 use crate::domain::{Currency, EventId, Role, Timestamp, TransactionId};
 
 pub const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 pub const LEDGER_LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("ledger_log");
-pub const TRANSACTIONS: TableDefinition<'_, &[u8; 12], &[u8]> = TableDefinition::new("transactions");
+pub const TRANSACTIONS: TableDefinition<'_, &[u8; BLOCK_KEY_BYTES], &[u8]> = TableDefinition::new("transactions");
 pub const TRANSACTION_IDS: TableDefinition<'_, &[u8], &[u8; 12]> = TableDefinition::new("transaction_ids");
-pub const TRANSACTION_INDEX: TableDefinition<'_, &[u8; 16], u8> = TableDefinition::new("transaction_index");
 pub const COPIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("copies");
 pub const HELD: TableDefinition<'_, &[u8], u64> = TableDefinition::new("held");
 pub const CENTRAL_FACTS: TableDefinition<'_, &[u8], &[u8; 32]> = TableDefinition::new("central_facts");
@@ -57,8 +63,31 @@ pub mod meta {
     pub const PROBE: &str = "probe";
 }
 
-/// The scope of the index that lists every open transaction; agents' numbers start above it.
-pub const OPEN_SCOPE: u32 = 0;
+/// One sorted list of transactions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Scope(u32);
+
+impl Scope {
+    /// Every open transaction, with its status.
+    pub const OPEN: Self = Self(0);
+    /// Every transaction, with its record.
+    pub const ROWS: Self = Self(u32::MAX);
+
+    /// The transactions of the agent with this number, with its roles in them. Numbers begin with 1.
+    pub fn of_agent(number: u32) -> Self {
+        Self(number)
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::OPEN => f.write_str("what is open"),
+            Self::ROWS => f.write_str("all transactions"),
+            Self(number) => write!(f, "agent number {number}"),
+        }
+    }
+}
 
 /// A transaction's place in time: when it was created, and a tie-breaker among those of the same microsecond.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -70,9 +99,34 @@ pub struct TxKey {
 }
 
 impl TxKey {
+    /// The least key that sorts as a time.
+    pub const MIN: Self = Self { created_at: Timestamp::MIN, tie: 0 };
+    /// The greatest.
+    pub const MAX: Self = Self { created_at: Timestamp::MAX, tie: u32::MAX };
+
     /// The least key of a microsecond.
     pub fn first_at(created_at: Timestamp) -> Self {
         Self { created_at, tie: 0 }
+    }
+
+    /// The greatest key of a microsecond.
+    pub fn last_at(created_at: Timestamp) -> Self {
+        Self { created_at, tie: u32::MAX }
+    }
+
+    /// The key behind this one; `None` behind the greatest.
+    pub fn next(self) -> Option<Self> {
+        match self.tie.checked_add(1) {
+            Some(tie) => Some(Self { tie, ..self }),
+            None if self == Self::MAX => None,
+            None => Some(Self::first_at(Timestamp::from_micros(self.created_at.as_micros() + 1))),
+        }
+    }
+
+    /// An id for a transaction that is recorded under this key.
+    pub fn mint_id(self, random: [u8; 7]) -> TransactionId {
+        // More than 256 in one microsecond share the last tie, and need a row in `transaction_ids`.
+        TransactionId::mint(self.created_at, u8::try_from(self.tie).unwrap_or(u8::MAX), random)
     }
 
     /// Big-endian with the sign bit flipped, so that bytes sort as times do.
@@ -95,17 +149,31 @@ fn ordered(time: Timestamp) -> [u8; 8] {
     (time.as_micros().cast_unsigned() ^ (1 << 63)).to_be_bytes()
 }
 
-/// The key of `transaction_index`.
-pub fn index_key(scope: u32, key: TxKey) -> [u8; 16] {
-    let mut bytes = [0; 16];
-    bytes[..4].copy_from_slice(&scope.to_be_bytes());
-    bytes[4..].copy_from_slice(&key.to_bytes());
+/// How long a key of `transactions` is.
+pub const BLOCK_KEY_BYTES: usize = 16;
+
+/// The key of `transactions`: the scope, and the first entry's key.
+pub fn block_key(scope: Scope, first: TxKey) -> [u8; BLOCK_KEY_BYTES] {
+    let mut bytes = [0; BLOCK_KEY_BYTES];
+    bytes[..4].copy_from_slice(&scope.0.to_be_bytes());
+    bytes[4..].copy_from_slice(&first.to_bytes());
     bytes
 }
 
-/// The transaction that a key of `transaction_index` points to.
-pub fn index_target(key: &[u8; 16]) -> TxKey {
-    TxKey::from_bytes(key[4..].try_into().expect("16 bytes less 4 are 12"))
+/// Reads a key of `transactions`.
+pub fn parse_block_key(key: &[u8; BLOCK_KEY_BYTES]) -> (Scope, TxKey) {
+    let (scope, first) = key.split_first_chunk::<4>().expect("16 bytes hold 4");
+    let first = first.try_into().expect("16 bytes less 4 are 12");
+    (Scope(u32::from_be_bytes(*scope)), TxKey::from_bytes(first))
+}
+
+/// Where the transaction with this id is, if the id is a minted one and the transaction is where it was recorded.
+///
+/// A [minted id](TransactionId::mint) holds the key that the transaction was recorded under. Any 32 hex digits may be
+/// somebody's id, so whoever follows this compares the id there; and a transaction has a row in `transaction_ids` if
+/// and only if it lies elsewhere than this says.
+pub fn key_within(id: &TransactionId) -> Option<TxKey> {
+    id.minted_at().map(|(created_at, tie)| TxKey { created_at, tie: u32::from(tie) })
 }
 
 /// The roles that an agent has in a transaction, as the index keeps them.
@@ -118,15 +186,6 @@ impl Roles {
 
     pub fn both(self, other: Self) -> Self {
         Self(self.0 | other.0)
-    }
-
-    /// The parties of a transaction, each once.
-    pub fn of(row: &TransactionV1) -> Vec<(u32, Self)> {
-        if row.payer == row.provider {
-            vec![(row.payer, Self::PAYER.both(Self::PROVIDER))]
-        } else {
-            vec![(row.payer, Self::PAYER), (row.provider, Self::PROVIDER)]
-        }
     }
 
     pub fn include(self, role: Role) -> bool {
@@ -304,7 +363,8 @@ mod tests {
         assert!(keys.windows(2).all(|pair| pair[0].to_bytes() < pair[1].to_bytes()));
         for key in keys {
             assert_eq!(TxKey::from_bytes(&key.to_bytes()), key);
-            assert_eq!(index_target(&index_key(7, key)), key);
+            assert_eq!(parse_block_key(&block_key(Scope::of_agent(7), key)), (Scope::of_agent(7), key));
+            assert!(key.next().is_none_or(|next| key < next));
         }
     }
 

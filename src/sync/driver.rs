@@ -23,6 +23,8 @@ use crate::metrics::Metrics;
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// How often what people see is renewed while nothing else happens.
 const REFRESH_EVERY: Duration = Duration::from_secs(1);
+/// A round that takes longer is shown while it lasts: a server that has frozen says nothing, and is given up only later.
+const SLOW_AFTER: Duration = Duration::from_secs(5);
 /// How long the last rounds may take when the sidecar stops.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 
@@ -113,7 +115,7 @@ pub async fn drive<D: Destination>(mut destination: D, surroundings: Surrounding
     loop {
         driver.around.reloaded.mark_unchanged();
         driver.show();
-        let connected = driver.unless_stopping(timeout(CONNECT_LIMIT, destination.connect())).await;
+        let connected = driver.unless_stopping(timeout(CONNECT_LIMIT, destination.connect()), None).await;
         let end = match connected {
             None => End::Stopped,
             Some(Ok(Ok(mut session))) => {
@@ -179,7 +181,7 @@ impl<D: Destination> Driver<D> {
                 self.asked.extend(more);
             }
             let asked = std::mem::take(&mut self.asked);
-            let round = match self.unless_stopping(destination.round(session, &asked)).await {
+            let round = match self.unless_stopping(destination.round(session, &asked), Some(SLOW_AFTER)).await {
                 Some(Ok(round)) => round,
                 Some(Err(failure)) => return End::Failed(failure),
                 None => return End::Stopped,
@@ -213,7 +215,7 @@ impl<D: Destination> Driver<D> {
                     return;
                 }
                 () = stopping(&mut stopped) => return,
-                _ = reloaded.changed() => return,
+                Ok(()) = reloaded.changed() => return,
                 changed = self.around.commits.changed() => {
                     // The engine lives longer than its sinks; were it gone, there would be nothing to look at.
                     if changed.is_err() || D::mark(&self.around.commits.borrow_and_update()) != self.seen {
@@ -275,7 +277,7 @@ impl<D: Destination> Driver<D> {
                     break false;
                 }
                 () = stopping(&mut stopped) => break true,
-                _ = self.around.reloaded.changed() => break false,
+                Ok(()) = self.around.reloaded.changed() => break false,
                 () = sleep(REFRESH_EVERY) => self.show(),
             }
         };
@@ -300,32 +302,50 @@ impl<D: Destination> Driver<D> {
         self.show();
     }
 
-    /// Awaits `work`, and renews meanwhile what people see. When the sidecar stops, `work` has a little time left to
-    /// end; `None` if it does not.
-    async fn unless_stopping<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+    /// Awaits `work`, and renews meanwhile what people see, also that it takes longer than `slow_after`. When the sidecar
+    /// stops, `work` has a little time left to end; `None` if it does not.
+    async fn unless_stopping<T>(&mut self, work: impl Future<Output = T>, slow_after: Option<Duration>) -> Option<T> {
         let mut stopped = self.around.stopped.clone();
         let patience = async {
             stopping(&mut stopped).await;
             sleep(FLUSH_LIMIT).await;
         };
         tokio::select! {
-            outcome = self.refreshing(work) => Some(outcome),
+            outcome = self.refreshing(work, slow_after) => Some(outcome),
             () = patience => None,
         }
     }
 
     /// Awaits `work`, and renews meanwhile what people see.
-    async fn refreshing<T>(&mut self, work: impl Future<Output = T>) -> T {
+    async fn refreshing<T>(&mut self, work: impl Future<Output = T>, slow_after: Option<Duration>) -> T {
         tokio::pin!(work);
+        let mut slow_at = slow_after.map(|after| Instant::now() + after);
         let mut ticks = interval(REFRESH_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticks.tick().await;
         loop {
             tokio::select! {
                 outcome = &mut work => return outcome,
-                _ = ticks.tick() => self.show(),
+                _ = ticks.tick() => {
+                    if slow_at.take_if(|at| *at <= Instant::now()).is_some() {
+                        self.is_slow();
+                    }
+                    self.show();
+                }
             }
         }
+    }
+
+    /// Says that a round takes long.
+    fn is_slow(&mut self) {
+        self.machine.slow();
+        let reason = format!("a round of work is not done after {} seconds", SLOW_AFTER.as_secs());
+        self.around.metrics.sync_failed(D::SINK.as_str(), FailureClass::Busy.as_str());
+        if self.last_error.as_ref() != Some(&reason) {
+            self.announced = false;
+            tracing::warn!(sink = D::SINK.as_str(), reason, "the sink is slow, or has gone silent");
+        }
+        self.last_error = Some(reason);
     }
 
     /// Publishes what people see.

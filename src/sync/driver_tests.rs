@@ -274,6 +274,20 @@ fn a_backlog_that_grows_while_the_sink_is_away_is_seen() {
     });
 }
 
+/// A frozen PostgreSQL was shown as live for the fifteen seconds that a statement may take.
+#[test]
+fn a_round_that_does_not_end_is_shown_while_it_lasts() {
+    test(async || {
+        let stage = Stage::set([Act::Connect, Act::Round(IDLE), Act::RoundHangs]);
+        stage.until("the first round", |stage| stage.status().state == SinkState::Live).await;
+        stage.bell.notify_one();
+        sleep(Duration::from_millis(6_100)).await;
+        let status = stage.status();
+        assert_eq!(status.state, SinkState::CatchingUp);
+        assert_eq!(status.last_error.as_deref(), Some("a round of work is not done after 5 seconds"));
+    });
+}
+
 #[test]
 fn stopping_waits_two_seconds_for_a_round_and_flushes_what_is_left() {
     test(async || {

@@ -100,6 +100,11 @@ impl Machine {
         }
     }
 
+    /// A round takes so long that nobody knows whether all is well.
+    pub fn slow(&mut self) {
+        self.state = SinkState::CatchingUp;
+    }
+
     /// The connection is given up; how long to pause before [`retry`](Self::retry).
     pub fn failed(&mut self, class: FailureClass, random: &mut dyn Rng) -> Duration {
         if class == FailureClass::Misconfigured {

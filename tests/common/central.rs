@@ -1,11 +1,14 @@
 //! Both central systems, and sidecars around them.
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use super::http::{Client, Request};
 use super::postgres::Postgres;
 use super::redis::RedisServer;
-use super::sidecar::{Home, Setup, Sidecar, wait_for};
+use super::sidecar::{Home, PATIENCE, Setup, Sidecar};
 
 /// The database that sidecars share.
 const DATABASE: &str = "market";
@@ -55,15 +58,15 @@ pub fn sink(sidecar: &Sidecar, name: &str) -> Value {
 /// Waits until a sidecar's sinks are live and have everything that it holds.
 #[track_caller]
 pub fn wait_until_central(sidecar: &Sidecar) {
-    wait_for("both sinks to have everything", || {
-        ["redis", "postgres"]
-            .into_iter()
-            .all(|name| {
-                let sink = sink(sidecar, name);
-                sink["state"] == "live" && sink["backlog"] == 0
-            })
-            .then_some(())
-    });
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let sinks = ["redis", "postgres"].map(|name| sink(sidecar, name));
+        if sinks.iter().all(|sink| sink["state"] == "live" && sink["backlog"] == 0) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "waited in vain for both sinks to have everything: {sinks:#?}");
+        thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// Registers an agent that can do one thing.

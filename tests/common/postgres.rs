@@ -38,13 +38,7 @@ impl Postgres {
     /// The same with settings such as `max_connections=300`.
     #[track_caller]
     pub fn start_with(settings: &[&str]) -> Self {
-        let directory = server_directory();
-        let mut server = Self {
-            port: free_port(),
-            server: None,
-            settings: settings.iter().map(|setting| (*setting).to_owned()).collect(),
-            directory,
-        };
+        let mut server = Self::without_cluster(settings.iter().map(|setting| (*setting).to_owned()).collect());
         let initdb = as_server_user(&program("initdb"))
             .args(["--no-sync", "--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "-D"])
             .arg(server.data())
@@ -59,6 +53,66 @@ impl Postgres {
         fs::write(server.data().join("pg_hba.conf"), access).expect("it is our own directory");
         server.resume();
         server
+    }
+
+    fn without_cluster(settings: Vec<String>) -> Self {
+        Self { directory: server_directory(), port: free_port(), server: None, settings }
+    }
+
+    /// A running standby of this server, which streams through `port`: that of the server itself, or of a proxy before it.
+    #[track_caller]
+    pub fn standby_through(&self, port: u16) -> Self {
+        let mut standby = Self::without_cluster(self.settings.clone());
+        base_backup(port, &standby.data(), &["--write-recovery-conf"]);
+        standby.resume();
+        standby
+    }
+
+    /// Makes a standby a primary.
+    #[track_caller]
+    pub fn promote(&self) {
+        assert_eq!(self.sql("postgres", "SELECT pg_promote(true)"), "t");
+    }
+
+    /// Takes a base backup of the running server; where it lies.
+    #[track_caller]
+    pub fn base_backup(&self) -> PathBuf {
+        let backup = self.directory.path().join("base-backup");
+        base_backup(self.port, &backup, &[]);
+        backup
+    }
+
+    /// Copies the files of the stopped server; where the copy lies.
+    #[track_caller]
+    pub fn cold_copy(&self) -> PathBuf {
+        assert!(self.server.is_none(), "it runs");
+        let copy = self.directory.path().join("cold-copy");
+        run(as_server_user(Path::new("cp")).arg("-a").arg(self.data()).arg(&copy));
+        copy
+    }
+
+    /// Puts a copy of its files in the place of those of the stopped server.
+    #[track_caller]
+    pub fn put_back(&self, copy: &Path) {
+        assert!(self.server.is_none(), "it runs");
+        fs::remove_dir_all(self.data()).expect("it is our own directory");
+        run(as_server_user(Path::new("cp")).arg("-a").arg(copy).arg(self.data()));
+    }
+
+    /// Dumps a database as SQL; where the dump lies.
+    #[track_caller]
+    pub fn dump(&self, database: &str) -> PathBuf {
+        let dump = self.directory.path().join("dump.sql");
+        run(as_server_user(&program("pg_dump")).arg("--dbname").arg(self.url(database)).arg("--file").arg(&dump));
+        dump
+    }
+
+    /// Makes a database of a dump.
+    #[track_caller]
+    pub fn restore(&self, dump: &Path, database: &str) {
+        let url = self.database(database);
+        let mut psql = as_server_user(&program("psql"));
+        run(psql.args(["--no-psqlrc", "-q", "-v", "ON_ERROR_STOP=1", "-d", &url, "-f"]).arg(dump));
     }
 
     /// Where its cluster lies.
@@ -203,6 +257,19 @@ impl Drop for Postgres {
             self.end(Signal::QUIT);
         }
     }
+}
+
+#[track_caller]
+fn base_backup(port: u16, to: &Path, more: &[&str]) {
+    let mut command = as_server_user(&program("pg_basebackup"));
+    command.args(["--host=127.0.0.1", "--username=postgres", "--checkpoint=fast", "--no-sync", "--wal-method=stream"]);
+    run(command.arg(format!("--port={port}")).args(more).arg("--pgdata").arg(to));
+}
+
+#[track_caller]
+fn run(command: &mut Command) {
+    let output = command.stdin(Stdio::null()).output().expect("it can be started");
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Runs SQL at a URL; one line a row, columns separated by `|`.

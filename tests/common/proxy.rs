@@ -43,7 +43,7 @@ pub struct Proxy {
 }
 
 struct Shared {
-    target: SocketAddr,
+    target: Mutex<SocketAddr>,
     link: Mutex<Link>,
     ended: AtomicBool,
     /// How many connections were cut at a word.
@@ -57,7 +57,7 @@ impl Proxy {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a loopback port is free");
         let address = listener.local_addr().expect("it is bound");
         let shared = Arc::new(Shared {
-            target: ([127, 0, 0, 1], port).into(),
+            target: Mutex::new(([127, 0, 0, 1], port).into()),
             link: Mutex::new(Link::Up),
             ended: AtomicBool::new(false),
             cuts: AtomicU64::new(0),
@@ -72,6 +72,11 @@ impl Proxy {
 
     pub fn port(&self) -> u16 {
         self.address.port()
+    }
+
+    /// Stands before another port from here on, as an address does that has moved.
+    pub fn aim(&self, port: u16) {
+        *self.shared.target.lock().expect("no holder panics") = ([127, 0, 0, 1], port).into();
     }
 
     /// From here on. `Cut` also ends the connections that there are.
@@ -106,6 +111,10 @@ impl Shared {
         self.link.lock().expect("no holder panics").clone()
     }
 
+    fn target(&self) -> SocketAddr {
+        *self.target.lock().expect("no holder panics")
+    }
+
     fn end_streams(&self) {
         for stream in self.streams.lock().expect("no holder panics").drain(..) {
             // It may have ended by itself.
@@ -128,7 +137,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         if shared.link() == Link::Cut {
             continue;
         }
-        let Ok(server) = TcpStream::connect(shared.target) else { continue };
+        let Ok(server) = TcpStream::connect(shared.target()) else { continue };
         for stream in [&client, &server] {
             stream.set_nodelay(true).ok();
             shared.keep(stream);

@@ -6,7 +6,9 @@ use std::time::Duration;
 use super::registry::{AbsorbedAgents, RemoteAgent};
 use crate::domain::{Agent, AgentId, AgentVersion};
 use crate::engine::command::{Command, Effect, Session, Stop};
+use crate::engine::error::Error;
 use crate::engine::lease::Lease;
+use crate::metrics::Metrics;
 use crate::store::Publish;
 
 /// Makes a local agent news again.
@@ -60,6 +62,12 @@ impl Command for AbsorbAgents {
             }
         }
         Ok(absorbed)
+    }
+
+    fn count(outcome: &Result<AbsorbedAgents, Error>, metrics: &Metrics) {
+        if let Ok(absorbed) = outcome {
+            metrics.superseded(absorbed.superseded.len());
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use super::Check;
 use crate::store::codec;
 use crate::store::error::StoreError;
 use crate::store::records::{AgentV2, ObservationV1, ReceiptV1, TombstoneV2};
-use crate::store::tables::{self, OPEN_SCOPE};
+use crate::store::tables;
 
 impl Check<'_> {
     /// The registry, its changes and the numbers of agents.
@@ -73,7 +73,7 @@ impl Check<'_> {
         for entry in self.snapshot.table(tables::AGENT_NUMBERS)?.iter()? {
             let (id, number) = entry?;
             let number = number.value();
-            if number == OPEN_SCOPE || number > totals.numbered_agents || !numbers.insert(number) {
+            if number == 0 || number > totals.numbered_agents || !numbers.insert(number) {
                 self.report.find(format!("agent {}: its number {number} is not its own", id.value()));
             }
         }

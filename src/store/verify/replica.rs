@@ -6,15 +6,16 @@ use redb::{ReadableTable, ReadableTableMetadata};
 
 use super::Check;
 use crate::domain::ParkedKey;
-use crate::store::codec;
 use crate::store::error::StoreError;
 use crate::store::events::{self, EntryV1, Place};
 use crate::store::sinks::{ParkedV1, parse_parked_key};
-use crate::store::tables::{self, held_key, id_key};
+use crate::store::snapshot::LedgerTables;
+use crate::store::tables::{self, held_key};
+use crate::store::{codec, lookup};
 
 impl Check<'_> {
-    /// Copies of other nodes' events: no gap, and each is a record of what it should be.
-    pub(super) fn copies(&mut self) -> Result<(), StoreError> {
+    /// Copies of other nodes' events: no gap, and each is a record of what it should be. How many there are.
+    pub(super) fn copies(&mut self) -> Result<u64, StoreError> {
         let table = self.snapshot.table(tables::COPIES)?;
         let length = table.len()?;
         let mut expected = 1;
@@ -31,13 +32,11 @@ impl Check<'_> {
             self.report.events += 1;
             self.step("copies", number, length);
         }
-        Ok(())
+        Ok(length)
     }
 
     /// Events that wait for their transaction to be recorded.
-    pub(super) fn held(&mut self, seen: &mut HashSet<u64>) -> Result<(), StoreError> {
-        let copies = self.snapshot.table(tables::COPIES)?;
-        let ids = self.snapshot.table(tables::TRANSACTION_IDS)?;
+    pub(super) fn held(&mut self, ledger: &LedgerTables<'_>, seen: &mut HashSet<u64>) -> Result<(), StoreError> {
         for entry in self.snapshot.table(tables::HELD)?.iter()? {
             let (key, bits) = entry?;
             let place = Place::from_bits(bits.value());
@@ -48,7 +47,7 @@ impl Check<'_> {
             if !seen.insert(bits.value()) {
                 self.report.find(format!("held events: {place} is shown as well"));
             }
-            let event = match events::read_copy(&copies, number) {
+            let event = match events::read_copy(ledger.copies()?, number) {
                 Ok(entry) => entry.event,
                 Err(error) => {
                     self.report.find(format!("held events: {error}"));
@@ -58,7 +57,7 @@ impl Check<'_> {
             if key.value() != held_key(&event.transaction_id, event.event_id) {
                 self.report.find(format!("held events: {place} is filed under another id"));
             }
-            if ids.get(id_key(&event.transaction_id).as_slice())?.is_some() {
+            if lookup::find(ledger, &event.transaction_id).is_ok_and(|found| found.is_some()) {
                 self.report.find(format!("held events: {place} waits for what is here"));
             }
         }

@@ -317,8 +317,11 @@ mod tests {
     #[test]
     fn what_was_decided_is_contested_and_not_taken_back() {
         let settled = then(&[], "settled", Some(r#"["receipt"]"#));
-        let contested = then(&settled, "cancelled", Some(r#"["receipt"]"#));
+        let mut contested = settled.clone();
+        contested.extend(adopt(&row("cancelled", Some(r#"["receipt"]"#)), &settled, None, now()).unwrap());
         assert_eq!(folded(&contested).status, TransactionStatus::Disputed);
+        // The row says so from here on: a client that cancels it once more resolves the dispute.
+        assert_eq!(adopt(&row("disputed", Some(r#"["receipt"]"#)), &contested, None, now()), Ok(vec![]));
         let reset = adopt(&row("pending", None), &settled, None, now());
         assert_eq!(reset, Ok(vec![]), "no event says that nothing was decided");
     }

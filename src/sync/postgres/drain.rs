@@ -1,7 +1,7 @@
 //! Towards PostgreSQL: own events, then copies of others' events, then what was set aside.
 //!
 //! Somebody else's locks, deadlocks and time-outs make batches smaller. An entry that stays in the way is set aside and
-//! tried again every half minute; one that is refused for its content, when somebody asks or the connection is new.
+//! tried again every twenty seconds; one that is refused for its content, when somebody asks or the connection is new.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -16,8 +16,8 @@ use super::worker::{Link, Postgres};
 use crate::domain::{CopyNumber, LedgerEntry, LogPosition, ParkedEntry, ParkedKey, PostgresState, Sink};
 use crate::engine::{Engine, PageRequest};
 
-/// How often what somebody was in the way of is tried again.
-const RETRY_EVERY: Duration = Duration::from_secs(30);
+/// How often what somebody was in the way of is tried again: it is to be delivered within half a minute of being free.
+const RETRY_EVERY: Duration = Duration::from_secs(20);
 /// How often an entry may stand in the way before it is set aside.
 const STRIKES: u32 = 3;
 /// How many parked entries are tried at once.

@@ -59,7 +59,11 @@ impl Trouble {
 impl From<Error> for Trouble {
     fn from(error: Error) -> Self {
         let Some(refusal) = error.as_db_error() else {
-            return Self::new(Kind::Lost, with_causes(&error));
+            let words = with_causes(&error);
+            // The client's own word for a setting that does not do, such as a password that is asked for and not there;
+            // it gives no other sign of it.
+            let kind = if words.starts_with("invalid configuration") { Kind::Misconfigured } else { Kind::Lost };
+            return Self::new(kind, words);
         };
         Self {
             kind: kind_of(refusal.code()),

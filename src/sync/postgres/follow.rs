@@ -8,13 +8,16 @@ use tokio_postgres::types::Type;
 use super::errors::Trouble;
 use super::merge::{Undo, merge};
 use super::payload::{CentralEvent, Unreadable};
-use super::pull::{Horizon, Interest, Reading, glance};
+use super::pull::{Horizon, Interest, Reading, glance, newest_own};
 use super::session::{Access, Limits, Session};
 use super::worker::{Link, Postgres};
 use crate::domain::{AgentId, Canary, PostgresState, TransactionId};
 
 /// How many own pushes are left out of a read.
 const MAX_OWN: usize = 1_000;
+/// How many transactions are read once more after the server was restarted. For something to be skipped, more than these
+/// must have been lost, and an event must then come again under exactly the number that it had.
+const READ_AGAIN: u64 = 10_000;
 /// How many rows are adopted in one transaction.
 const ADOPTED_AT_ONCE: i64 = 500;
 /// How often a cursor that moved while nothing was for us is written down.
@@ -100,7 +103,11 @@ impl Postgres {
             return Ok(Followed { pulled: 0, more: true });
         }
 
-        let horizon = state.snapshot.as_deref().and_then(Horizon::parse).unwrap_or_else(Horizon::beginning);
+        let mut horizon = state.snapshot.as_deref().and_then(Horizon::parse).unwrap_or_else(Horizon::beginning);
+        let is_restarted = stored.system_identifier.as_ref() != Some(&seen.history);
+        if is_restarted {
+            horizon = horizon.earlier_by(READ_AGAIN);
+        }
         let mut recorded_by = vec![identity.node_id];
         recorded_by.extend(&identity.earlier);
         let own = std::mem::take(&mut self.follow.own);
@@ -119,11 +126,19 @@ impl Postgres {
             }
             reading.end().await?;
         }
+        let all: Vec<AgentId> = covered.iter().chain(&new).cloned().collect();
+        let interest = Interest { agents: &all, recorded_by: &recorded_by, except, since: &horizon };
+        let newest_own = newest_own(session, &interest).await?;
         session.commit().await?;
 
-        let canary = newest.map(|(canary, _)| canary).or(state.canary);
-        let snapshot = Some(seen.snapshot);
-        let is_worth_saving = pulled > 0 || !new.is_empty() || stored.snapshot.is_none() || canary != stored.canary;
+        let candidates = [state.canary, newest.map(|(canary, _)| canary), newest_own];
+        // Of equally new ones the one that is known already: what is the same is not saved again.
+        let canary = candidates.into_iter().flatten().rev().max_by_key(|canary| canary.xid);
+        let snapshot =
+            Horizon::parse(&seen.snapshot).map(|horizon| horizon.up_to(canary.map_or(0, |canary| canary.xid)));
+        let snapshot = snapshot.map(|horizon| horizon.to_string());
+        let is_worth_saving =
+            pulled > 0 || !new.is_empty() || stored.snapshot.is_none() || canary != stored.canary || is_restarted;
         if is_worth_saving || self.follow.saved.is_none_or(|saved| saved.elapsed() >= SAVE_EVERY) {
             let system_identifier = Some(seen.history);
             let state = PostgresState { snapshot, canary, system_identifier, ..self.engine.postgres_state()? };

@@ -3,11 +3,16 @@
 //! The cursor is the snapshot of the last complete read: which transactions had ended by then. The next read takes what
 //! they could not show: everything of a later transaction, and of those that were under way. A sequence or a time as
 //! cursor would skip what a slow transaction commits late. All pages of a read see one snapshot, which becomes the next
-//! cursor.
+//! cursor, and reaches no further than the *canary*, the newest event for us that it shows.
 //!
 //! A cursor means something in one history of one PostgreSQL only. Whether it still is the same is looked at before each
-//! read: the cluster's identifier, its timeline, its transaction numbers, and a *canary*, the newest row that was seen.
+//! read: the cluster's identifier, its timeline, its transaction numbers, and whether the canary is where it was. Put back
+//! to an older copy of its files, a server looks the same but for the canary, and gives the numbers of what was lost to
+//! other transactions. Because the cursor ends at the canary, those lie beyond the cursor as long as the canary is there.
+//! There is one exception: a lost event that is offered again may come under the very number that it had. A server that
+//! was put back was restarted, so after a restart some transactions are read once more.
 
+use std::fmt;
 use std::pin::Pin;
 
 use futures_util::TryStreamExt;
@@ -18,7 +23,7 @@ use uuid::Uuid;
 use super::errors::{Kind, Trouble};
 use super::payload::{self, CentralEvent, Unreadable, uuid};
 use super::session::{Session, within};
-use crate::domain::{AgentId, Canary, LogPosition, NodeId, PostgresState};
+use crate::domain::{AgentId, Canary, EventId, LogPosition, NodeId, PostgresState};
 
 /// The most events of one page.
 const PAGE_EVENTS: usize = 1_000;
@@ -46,6 +51,33 @@ impl Horizon {
         let open = open.split(',').filter(|xid| !xid.is_empty()).map(|xid| xid.parse().ok()).collect::<Option<_>>()?;
         Some(Self { xmin: xmin.parse().ok()?, xmax: xmax.parse().ok()?, open })
     }
+
+    /// The same for whom nothing later than the transaction `newest` was to be seen.
+    #[must_use]
+    pub fn up_to(self, newest: u64) -> Self {
+        let xmax = self.xmax.min(newest.saturating_add(1));
+        let open = self.open.into_iter().filter(|xid| *xid < xmax).collect();
+        Self { xmin: self.xmin.min(xmax), xmax, open }
+    }
+
+    /// The same, some transactions earlier.
+    #[must_use]
+    pub fn earlier_by(self, transactions: u64) -> Self {
+        let before = self.xmax.saturating_sub(transactions);
+        let (xmin, xmax) = (self.xmin.min(before), before);
+        let open = self.open.into_iter().filter(|xid| *xid < xmax).collect();
+        Self { xmin, xmax, open }
+    }
+}
+
+impl fmt::Display for Horizon {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:", self.xmin, self.xmax)?;
+        for (place, xid) in self.open.iter().enumerate() {
+            write!(f, "{}{xid}", if place == 0 { "" } else { "," })?;
+        }
+        Ok(())
+    }
 }
 
 /// What one look at PostgreSQL shows: where we stand there, and whether it is the one that we knew.
@@ -53,7 +85,7 @@ impl Horizon {
 pub struct Glance {
     /// The snapshot of the transaction that looks.
     pub snapshot: String,
-    /// Which history of which cluster it is.
+    /// Which history of which cluster it is, and when its server was started: `cluster/timeline/start`.
     pub history: String,
     /// Which transaction wrote the canary; `None` if it is not there.
     pub canary_xid: Option<u64>,
@@ -86,6 +118,7 @@ pub async fn glance(
     let sql = format!(
         "SELECT pg_current_snapshot()::text, pg_is_in_recovery(), {cluster},
                 CASE WHEN pg_is_in_recovery() THEN '' ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END,
+                (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint::text,
                 (SELECT xid::text FROM marketplace_transaction_events WHERE event_id = $1),
                 n.last_seq, n.head_hash
            FROM (SELECT) one LEFT JOIN marketplace_nodes n ON n.node_id = $2"
@@ -95,19 +128,19 @@ pub async fn glance(
     if row.get(1) {
         return Err(Trouble::new(Kind::Lost, "this server is a standby, which takes no writes"));
     }
-    let (cluster, timeline): (&str, &str) = (row.get(2), row.get(3));
+    let (cluster, timeline, start): (&str, &str, &str) = (row.get(2), row.get(3), row.get(4));
     Ok(Glance {
         snapshot: row.get(0),
-        history: format!("{cluster}/{timeline}"),
-        canary_xid: row.get::<_, Option<&str>>(4).and_then(|xid| xid.parse().ok()),
-        fence: super::fence::position(&row, 5),
+        history: format!("{cluster}/{timeline}/{start}"),
+        canary_xid: row.get::<_, Option<&str>>(5).and_then(|xid| xid.parse().ok()),
+        fence: super::fence::position(&row, 6),
     })
 }
 
 /// Why the cursor of `state` means nothing any more, if it does not.
 pub fn break_in_history(state: &PostgresState, glance: &Glance) -> Option<&'static str> {
     let Some(cursor) = &state.snapshot else { return None };
-    if state.system_identifier.as_deref() != Some(&glance.history) {
+    if state.system_identifier.as_deref().map(without_start) != Some(without_start(&glance.history)) {
         return Some("it is another cluster, or one that took another turn");
     }
     if let Some(canary) = state.canary {
@@ -123,6 +156,15 @@ pub fn break_in_history(state: &PostgresState, glance: &Glance) -> Option<&'stat
     }
 }
 
+/// A history but for when the server was started.
+fn without_start(history: &str) -> &str {
+    // What an earlier version of this program stored had no start.
+    match history.match_indices('/').nth(1) {
+        Some((place, _)) => &history[..place],
+        None => history,
+    }
+}
+
 /// Whose events are read, and since when.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interest<'a> {
@@ -135,6 +177,38 @@ pub struct Interest<'a> {
     pub except: (NodeId, &'a [u64]),
     /// What has been read already.
     pub since: &'a Horizon,
+}
+
+/// The newest of our own events for `interest` that these transactions of ours wrote, within the read's transaction.
+///
+/// # Errors
+///
+/// See [`Trouble`].
+pub async fn newest_own(session: &Session, interest: &Interest<'_>) -> Result<Option<Canary>, Trouble> {
+    let (node_id, own) = interest.except;
+    let Some(first) = own.iter().min() else { return Ok(None) };
+    let agents: Vec<&str> = interest.agents.iter().map(AgentId::as_str).collect();
+    let nodes: Vec<Uuid> = interest.recorded_by.iter().map(|id| uuid(id.as_bytes())).collect();
+    let own: Vec<String> = own.iter().map(ToString::to_string).collect();
+    let rows = session
+        .query(
+            "SELECT event_id, xid::text FROM marketplace_transaction_events
+              WHERE (payer_agent = ANY($1) OR provider_agent = ANY($1) OR recorded_by = ANY($2))
+                AND node_id = $3 AND xid >= $4::text::xid8 AND xid = ANY($5::text[]::xid8[])
+              ORDER BY xid DESC, id DESC LIMIT 1",
+            &[
+                (&agents, Type::TEXT_ARRAY),
+                (&nodes, Type::UUID_ARRAY),
+                (&uuid(node_id.as_bytes()), Type::UUID),
+                (&first.to_string(), Type::TEXT),
+                (&own, Type::TEXT_ARRAY),
+            ],
+        )
+        .await?;
+    Ok(rows.first().and_then(|row| {
+        let event_id = EventId::from_bytes(row.get::<_, Uuid>(0).into_bytes());
+        Some(Canary { event_id, xid: row.get::<_, &str>(1).parse().ok()? })
+    }))
 }
 
 /// A read, page by page, within the transaction whose snapshot it sees.
@@ -239,7 +313,6 @@ impl<'a> Reading<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::EventId;
 
     #[test]
     fn horizons_are_read_as_postgresql_writes_them() {
@@ -251,20 +324,46 @@ mod tests {
     }
 
     #[test]
+    fn a_horizon_reaches_no_further_than_what_was_seen() {
+        let horizon = |text: &str| Horizon::parse(text).expect("our own");
+        for (snapshot, newest, expected) in [
+            ("10:20:10,14", 12, "10:13:10"),
+            ("10:20:10,14", 9, "10:10:"),
+            ("10:20:10,14", 5, "6:6:"),
+            ("10:20:10,14", 19, "10:20:10,14"),
+            ("10:20:10,14", 90, "10:20:10,14"),
+            ("10:20:10,14", u64::MAX, "10:20:10,14"),
+        ] {
+            assert_eq!(horizon(snapshot).up_to(newest).to_string(), expected, "{snapshot} {newest}");
+        }
+        assert_eq!(horizon("10:20:10,14").earlier_by(7).to_string(), "10:13:10");
+        assert_eq!(horizon("10:20:10,14").earlier_by(15).to_string(), "5:5:");
+        assert_eq!(horizon("10:20:10,14").earlier_by(90), Horizon::beginning());
+    }
+
+    #[test]
     fn a_cursor_is_good_in_one_history_only() {
         let canary = Canary { event_id: EventId::from_bytes([1; 16]), xid: 700 };
         let state = PostgresState {
-            system_identifier: Some("7/1".to_owned()),
+            system_identifier: Some("7/1/99".to_owned()),
             snapshot: Some("700:710:".to_owned()),
             canary: Some(canary),
             ..PostgresState::default()
         };
-        let glance =
-            Glance { snapshot: "710:712:".to_owned(), history: "7/1".to_owned(), canary_xid: Some(700), fence: None };
+        let glance = Glance {
+            snapshot: "710:712:".to_owned(),
+            history: "7/1/99".to_owned(),
+            canary_xid: Some(700),
+            fence: None,
+        };
         assert_eq!(break_in_history(&state, &glance), None);
+        let restarted = Glance { history: "7/1/100".to_owned(), ..glance.clone() };
+        assert_eq!(break_in_history(&state, &restarted), None);
+        let of_an_earlier_version = PostgresState { system_identifier: Some("7/1".to_owned()), ..state.clone() };
+        assert_eq!(break_in_history(&of_an_earlier_version, &glance), None);
         for (what, changed) in [
-            ("another cluster", Glance { history: "8/1".to_owned(), ..glance.clone() }),
-            ("promoted", Glance { history: "7/2".to_owned(), ..glance.clone() }),
+            ("another cluster", Glance { history: "8/1/99".to_owned(), ..glance.clone() }),
+            ("promoted", Glance { history: "7/2/99".to_owned(), ..glance.clone() }),
             ("emptied", Glance { canary_xid: None, ..glance.clone() }),
             ("restored from a dump", Glance { canary_xid: Some(5), ..glance.clone() }),
             ("rewound", Glance { snapshot: "705:709:".to_owned(), ..glance.clone() }),

@@ -94,7 +94,8 @@ impl Session {
     pub async fn begin(&mut self, access: Access, limits: Limits) -> Result<(), Trouble> {
         self.deadline = limits.statement + GRACE;
         let mode = match access {
-            Access::ReadWrite => "ISOLATION LEVEL READ COMMITTED READ WRITE",
+            // Not READ WRITE: a server that takes no writes by default, for its disk is full, means us too.
+            Access::ReadWrite => "ISOLATION LEVEL READ COMMITTED",
             Access::Snapshot => "ISOLATION LEVEL REPEATABLE READ READ ONLY",
         };
         self.batch(&format!(

@@ -94,14 +94,14 @@ pub struct Intake {
     strangers: HashMap<AgentId, u64>,
     /// Why documents were not taken, by agent.
     unreadable: BTreeMap<String, String>,
-    /// Agents that were registered anew elsewhere, newest last.
-    superseded: Vec<AgentId>,
+    /// How many agents were registered anew elsewhere, and the last of them.
+    superseded: (usize, Option<AgentId>),
 }
 
 impl Intake {
     /// Nothing came in yet.
     pub fn new(engine: Engine, clock: Arc<dyn Clock>) -> Self {
-        Self { engine, clock, strangers: HashMap::new(), unreadable: BTreeMap::new(), superseded: Vec::new() }
+        Self { engine, clock, strangers: HashMap::new(), unreadable: BTreeMap::new(), superseded: (0, None) }
     }
 
     /// Takes in what was found.
@@ -128,7 +128,10 @@ impl Intake {
         if !agents.is_empty() {
             let absorbed = self.engine.absorb_agents(agents).await.map_err(store_failure)?;
             taken.agents = absorbed.taken as u64;
-            self.superseded.extend(absorbed.superseded);
+            self.superseded.0 += absorbed.superseded.len();
+            if let Some(last) = absorbed.superseded.into_iter().last() {
+                self.superseded.1 = Some(last);
+            }
         }
         Ok(taken)
     }
@@ -207,8 +210,7 @@ impl Intake {
     /// What an operator should know.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
-        if let Some(last) = self.superseded.last() {
-            let count = self.superseded.len();
+        if let (count, Some(last)) = &self.superseded {
             notes.push(format!("{count} agents of this node were registered anew on another, the last one {last}"));
         }
         if let Some((agent_id, reason)) = self.unreadable.last_key_value() {

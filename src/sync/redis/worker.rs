@@ -37,6 +37,8 @@ use crate::sync::state::Failure;
 const ORIGIN_EVERY: Duration = Duration::from_secs(5);
 /// How long a backlog may drain before the rest of a round has its turn. What has just been pushed has its whole lease.
 const REST_EVERY: Duration = Duration::from_secs(10);
+/// What is told when the nonce is another.
+const LOST: &str = "Redis was emptied or replaced; this node tells it everything again";
 /// How many bells of observers may wait; one more is found when the lease is renewed.
 const HEARD: usize = 1_024;
 /// Among so many changes the oldest is looked for that says when it was made; deletions do not.
@@ -55,6 +57,8 @@ pub struct Redis {
     pub(super) intake: Intake,
     pub(super) random: StdRng,
     forked: bool,
+    /// Whether Redis came without what it had been told.
+    lost: bool,
 }
 
 /// A connection, and what is known over it.
@@ -125,6 +129,7 @@ impl Redis {
             scripts: Arc::default(),
             random: rand::make_rng(),
             forked: false,
+            lost: false,
         }
     }
 
@@ -151,6 +156,9 @@ impl Redis {
         let extent = stream::extent(&link).await?;
         let mut state = self.engine.redis_state().map_err(store_failure)?;
         if state.nonce.as_ref() != Some(&origin.nonce) {
+            if state.nonce.is_some() {
+                self.report_loss();
+            }
             state = RedisState::default();
         }
         let cursor = state.stream_cursor.as_deref().and_then(Position::parse);
@@ -213,14 +221,22 @@ impl Redis {
         if origin == session.origin {
             return Ok(());
         }
-        tracing::info!("Redis was emptied or replaced; the registry is told again");
-        if origin.nonce != session.origin.nonce {
+        if origin.nonce == session.origin.nonce {
+            tracing::info!("Redis was restarted, or another took over; what it may have lost is told again");
+        } else {
+            self.report_loss();
             session.state = RedisState::default();
         }
         session.origin = origin;
         session.cursor = stream::extent(&session.link).await?.last;
         self.after_break(session);
         Ok(())
+    }
+
+    /// Tells that this is not the data that was there.
+    fn report_loss(&mut self) {
+        tracing::warn!(sink = Sink::Redis.as_str(), "{LOST}");
+        self.lost = true;
     }
 
     /// Goes on as a new node, for another file goes by this one's id.
@@ -331,6 +347,9 @@ impl Destination for Redis {
 
     fn notes(&self) -> Vec<String> {
         let mut notes = self.intake.notes();
+        if self.lost {
+            notes.push(LOST.to_owned());
+        }
         if self.forked {
             notes.push(format!("{}; it went on as a new node", ForkReason::Registry));
         }
