@@ -1,6 +1,8 @@
 //! Central down, local unmoved: two sidecars of the same making, one of which is to replicate to servers that are
 //! stopped, stalled, or refuse its passwords. They take turns, and whoever has not its turn is held.
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -120,9 +122,16 @@ impl Outage {
         match self {
             Self::Stopped | Self::Stalled => central.setup(home),
             Self::Refusing => {
-                let (redis, postgres) =
-                    (central.redis.url_with(":wrong@"), central.postgres.url_of("somebody", "market"));
-                home.setup().flags(&["--redis-url", &redis, "--postgres-url", &postgres])
+                // A password belongs into a file that nobody else reads.
+                let file = |name: &str, url: String| {
+                    let path = home.path().join(name);
+                    fs::write(&path, url).expect("it is our own directory");
+                    fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("it is our own file");
+                    path.to_str().expect("a temporary directory has a plain name").to_owned()
+                };
+                let redis = file("redis", central.redis.url_with(":wrong@"));
+                let postgres = file("postgres", central.postgres.url("market").replace("postgres@", "somebody:wrong@"));
+                home.setup().flags(&["--redis-url-file", &redis, "--postgres-url-file", &postgres])
             }
         }
     }
