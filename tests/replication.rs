@@ -170,7 +170,7 @@ fn with_both_sinks_down_frozen_or_refusing_every_call_works() {
         assert_eq!(decide(&mut client, &id, &Decision::Dispute), 200);
         client.post(format!("/v1/transactions/{id}/resolve"), &json!({"outcome": "cancelled"})).expect(200);
         client.get("/v1/discovery/search?capability=sql").expect(200);
-        client.get(format!("/v1/discovery/least-loaded?capability=sql")).expect(200);
+        client.get("/v1/discovery/least-loaded?capability=sql").expect(200);
         client.get("/v1/transactions?agent=someone").expect(200);
         client.get("/readyz").expect(200);
         client.get("/metrics").expect(200);
