@@ -1,13 +1,14 @@
 //! Central down, local unmoved: two sidecars of the same making, one of which is to replicate to servers that are
 //! stopped, stalled, or refuse its passwords. They take turns, and whoever has not its turn is held.
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use serde_json::json;
 
-use crate::common::central::{Central, sink};
-use crate::common::sidecar::{Home, Sidecar, wait_for};
+use crate::common::central::{Central, register, sink};
+use crate::common::sidecar::{Home, Setup, Sidecar, wait_for};
 use crate::load::{self, Outcome};
 use crate::report::{Bound, Report, agent_id, median};
 
@@ -63,15 +64,11 @@ fn measure(sidecars: [&Sidecar; 2], time: Duration, pair: u64) -> [Outcome; 2] {
     })
 }
 
-fn start(setup: &crate::common::sidecar::Setup) -> Sidecar {
+fn start(setup: &Setup) -> Sidecar {
     let sidecar = setup.start();
     let mut client = sidecar.client();
     for number in 0..AGENTS {
-        let body = json!({
-            "agent_id": agent_id(number).as_str(), "name": "one of many", "capabilities": ["capability-01"],
-            "ttl_seconds": 3_600,
-        });
-        client.post("/v1/agents", &body).expect(201);
+        register(&mut client, agent_id(number).as_str(), "capability-01");
     }
     sidecar
 }
@@ -121,13 +118,20 @@ impl Outage {
         }
     }
 
-    fn setup(self, central: &Central, home: &Home) -> crate::common::sidecar::Setup {
+    fn setup(self, central: &Central, home: &Home) -> Setup {
         match self {
             Self::Stopped | Self::Stalled => central.setup(home),
             Self::Refusing => {
-                let (redis, postgres) =
-                    (central.redis.url_with(":wrong@"), central.postgres.url_of("somebody", "market"));
-                home.setup().flags(&["--redis-url", &redis, "--postgres-url", &postgres])
+                // A password belongs into a file that nobody else reads.
+                let file = |name: &str, url: String| {
+                    let path = home.path().join(name);
+                    fs::write(&path, url).expect("it is our own directory");
+                    fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("it is our own file");
+                    path.to_str().expect("a temporary directory has a plain name").to_owned()
+                };
+                let redis = file("redis", central.redis.url_with(":wrong@"));
+                let postgres = file("postgres", central.postgres.url("market").replace("postgres@", "somebody:wrong@"));
+                home.setup().flags(&["--redis-url-file", &redis, "--postgres-url-file", &postgres])
             }
         }
     }

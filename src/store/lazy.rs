@@ -20,6 +20,12 @@ impl<'t, K: redb::Key + 'static, V: redb::Value + 'static> Lazy<'t, K, V> {
         Self { transaction, definition, opened: OnceCell::new() }
     }
 
+    /// Whether anybody has needed it.
+    #[cfg(test)]
+    pub fn is_open(&self) -> bool {
+        self.opened.get().is_some()
+    }
+
     /// The table, open.
     pub fn open(&self) -> Result<&Table<'t, K, V>, StoreError> {
         if let Some(table) = self.opened.get() {

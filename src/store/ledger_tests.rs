@@ -9,7 +9,9 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use super::*;
-use crate::domain::{EventId, JsonObject, LedgerEntry, Money, NodeId, Transaction};
+use crate::domain::{
+    EventId, JsonObject, LedgerEntry, Money, NodeId, ParkedEntry, ParkedKey, PostgresState, Transaction,
+};
 use crate::store::{Acknowledged, Head, Mint, Snapshot, Store, verify};
 
 const START: i64 = 1_795_391_431_767_109;
@@ -123,6 +125,77 @@ fn a_transaction_that_is_filed_elsewhere_leaves_nothing_behind() {
     assert_clean(&path);
 }
 
+#[test]
+fn recording_and_deciding_open_no_table_of_replication() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, mut head) = open(&directory.path().join("f.redb"));
+    store
+        .write(&mut head, |batch| {
+            let id = TransactionId::from_stored("named");
+            assert!(batch.transaction(&id)?.is_none());
+            record(batch, START, |_| id.clone());
+            assert!(!batch.holds_events_for(&id)?);
+            let stored = batch.transaction(&id)?.expect("it was recorded");
+            assert_eq!(batch.finality(&stored)?, Finality::Local);
+            let mut event = foreign(&id, START + 1, 1, EventBody::Settled).event;
+            event.node_id = batch.node_id();
+            batch.decide(stored, event)?;
+            assert!(!batch.copies.is_open() && !batch.held.is_open() && !batch.central_facts.is_open());
+            assert!(!batch.sinks.is_open() && !batch.parked.is_open());
+            assert!(!batch.ledger_agents.is_open() && !batch.observations.is_open());
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn what_is_acknowledged_and_refused_is_known_without_looking() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("f.redb");
+    let (store, mut head) = open(&path);
+    let refused = |number| ParkedEntry {
+        key: ParkedKey::Seq(number),
+        reason: String::new(),
+        code: String::new(),
+        parked_at: Timestamp::default(),
+        attempts: 1,
+    };
+    let mut ids = Vec::new();
+    store
+        .write(&mut head, |batch| {
+            for number in 0..3 {
+                ids.push(record(batch, START + number, |key| key.mint_id([1; 7])).1);
+            }
+            batch.put_postgres_state(&PostgresState { acked_seq: 2, ..PostgresState::default() })?;
+            // One is parked twice, one is let go that never was, and another sink's are not counted.
+            for sink in [Sink::Postgres, Sink::Postgres, Sink::Redis] {
+                batch.park(sink, &refused(2))?;
+            }
+            batch.park(Sink::Postgres, &refused(1))?;
+            batch.unpark(Sink::Postgres, &ParkedKey::Seq(1))?;
+            batch.unpark(Sink::Postgres, &ParkedKey::Seq(3))
+        })
+        .unwrap();
+    let finality = |head: &Head, store: &Store| {
+        let snapshot = store.snapshot().unwrap();
+        assert_eq!(snapshot.acknowledged().unwrap(), head.acknowledged());
+        let found = ids.iter().map(|id| snapshot.transaction(id, head.acknowledged()).unwrap().unwrap().finality);
+        found.collect::<Vec<_>>()
+    };
+    assert_eq!(finality(&head, &store), [Finality::Central, Finality::Local, Finality::Local]);
+    let failed: Result<(), StoreError> = store.write(&mut head, |batch| {
+        batch.unpark(Sink::Postgres, &ParkedKey::Seq(2))?;
+        Err(StoreError::Closed)
+    });
+    assert!(failed.is_err());
+    assert_eq!(finality(&head, &store), [Finality::Central, Finality::Local, Finality::Local]);
+    store.close();
+    let (store, mut head) = open(&path);
+    assert_eq!(finality(&head, &store), [Finality::Central, Finality::Local, Finality::Local]);
+    store.write(&mut head, |batch| batch.unpark(Sink::Postgres, &ParkedKey::Seq(2))).unwrap();
+    assert_eq!(finality(&head, &store), [Finality::Central, Finality::Central, Finality::Local]);
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Act {
     /// Recorded here, so long after the start.
@@ -212,6 +285,7 @@ proptest! {
             if !fails {
                 model = staged;
             }
+            prop_assert_eq!(head.held, store.snapshot().unwrap().held_len().unwrap());
             rest = &rest[(end + 1).min(rest.len())..];
         }
         let snapshot = store.snapshot().unwrap();
