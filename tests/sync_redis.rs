@@ -457,6 +457,35 @@ fn a_copy_of_a_file_becomes_a_node_of_its_own_and_steals_no_agent() {
 }
 
 #[test]
+fn a_copy_that_finds_the_originals_new_agent_only_by_searching_becomes_a_node_of_its_own() {
+    let server = RedisServer::start();
+    let directory = TempDir::new().expect("a directory");
+    let (original, copy) = (directory.path().join("a.redb"), directory.path().join("b.redb"));
+    let a = Node::start_at(Location::File(original.clone()), &server.url());
+    a.register("old", 3_600);
+    a.settled();
+    let engine = a.stop();
+    engine.close();
+    drop(engine);
+    fs::copy(&original, &copy).expect("a copy");
+
+    let a = Node::start_at(Location::File(original), &server.url());
+    a.register("new", 3_600);
+    a.settled();
+    server.command::<()>(&["XTRIM", "tradepost:changes", "MAXLEN", "0"]);
+    let b = Node::start_at(Location::File(copy), &server.url());
+    wait("the copy to fork", || b.engine.node_id() != a.engine.node_id());
+    wait("the copy to see the new agent", || b.profile("new").is_some_and(|seen| !seen.local));
+    b.register("of the copy", 3_600);
+    wait("the copy's agent at the original", || discovers(&a, "of the copy"));
+    b.settled();
+    for id in ["old", "new"] {
+        assert!(a.profile(id).is_some_and(|seen| seen.local), "{id}");
+        assert!(exists(&server, &format!("agent:{id}")) && discovers(&a, id) && discovers(&b, id), "{id}");
+    }
+}
+
+#[test]
 fn a_failover_to_an_older_replica_brings_nothing_back_and_loses_nothing() {
     let mut server = RedisServer::start();
     let (a, b) = (Node::start(&server.url()), Node::start(&server.url()));

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::ids::{AgentId, Capability, Currency, NodeId, ObserverId};
 use super::json::JsonObject;
 use super::money::Money;
-use super::observation::{Baseline, Counters};
+use super::observation::{self, Baseline, Counters, MAX_OBSERVERS};
 use super::refusal::{Invalid, Refusal};
 use super::registration::{AgentPatch, Registration};
 use super::reputation::Reputation;
@@ -344,22 +344,33 @@ pub fn observe(agent: Agent, counters: Counters, observer: ObserverId, total: Co
     let local = agent.is_local(node_id);
     let mut seen = Agent { reputation, ..agent };
     if local {
-        seen.baseline.insert(observer, total);
+        observation::hold(&mut seen.baseline, observer, total);
         seen.version = if seen.claimed { seen.version.next() } else { seen.version };
     }
     seen
 }
 
-/// An agent after its owner folded what the observers' counters hold above the baseline; `None` if that is nothing.
-pub fn fold_observations(agent: &Agent, totals: impl IntoIterator<Item = (ObserverId, Counters)>) -> Option<Agent> {
+/// An agent after its owner folded what the observers' counters hold above the baseline, `None` if that is nothing; and
+/// how many observers were left out because the baseline is full.
+pub fn fold_observations(
+    agent: &Agent,
+    totals: impl IntoIterator<Item = (ObserverId, Counters)>,
+) -> (Option<Agent>, usize) {
     let mut folded = agent.clone();
+    let mut left_out = 0;
     for (observer, total) in totals {
-        if let Some(above) = total.above(folded.baseline.get(&observer)) {
-            folded.reputation = folded.reputation.folded(above);
-            folded.baseline.insert(observer, total);
+        let known = folded.baseline.get(&observer);
+        let is_new = known.is_none();
+        let Some(above) = total.above(known) else { continue };
+        if is_new && folded.baseline.len() >= MAX_OBSERVERS {
+            left_out += 1;
+            continue;
         }
+        folded.reputation = folded.reputation.folded(above);
+        folded.baseline.insert(observer, total);
     }
-    (folded.baseline != agent.baseline).then(|| Agent { version: agent.version.next(), ..folded })
+    let folded = (folded.baseline != agent.baseline).then(|| Agent { version: agent.version.next(), ..folded });
+    (folded, left_out)
 }
 
 /// Refuses unless `node_id` owns the agent.
@@ -445,6 +456,23 @@ mod tests {
         let taken = replace(Some(foreign.clone()), registration(), context(1));
         assert_eq!(taken.node_id(), NodeId::from_bytes([1; 16]));
         assert_eq!(taken.version.epoch, 701, "the newest registration wins, whatever its clock says");
+    }
+
+    #[test]
+    fn a_full_baseline_folds_the_observers_that_it_holds_and_no_new_ones() {
+        let agent = register(None, registration(), context(0)).unwrap();
+        let observer = |number: u128| ObserverId::from_bytes(number.to_be_bytes());
+        let totals = |times: f64| {
+            let total = Counters { successes: times as u64, failures: 0, score: 0.0 };
+            (0..MAX_OBSERVERS as u128 + 5).map(move |number| (observer(number), total))
+        };
+        let (folded, left_out) = fold_observations(&agent, totals(1.0));
+        let folded = folded.expect("it is new");
+        assert_eq!((folded.baseline.len(), left_out), (MAX_OBSERVERS, 5));
+        assert_eq!(folded.reputation.successful_tasks, MAX_OBSERVERS as u64);
+        let (again, left_out) = fold_observations(&folded, totals(2.0));
+        assert_eq!(again.expect("it is more").reputation.successful_tasks, 2 * MAX_OBSERVERS as u64);
+        assert_eq!(left_out, 5);
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub use ids::{AgentId, Capability, Currency, EventId, NodeId, ObserverId, Transa
 pub use json::JsonObject;
 pub use ledger::Decision;
 pub use money::{Money, Total};
-pub use observation::{Baseline, Counters, Observation};
+pub use observation::{Baseline, Counters, MAX_OBSERVERS, Observation};
 pub use refusal::{Invalid, Refusal};
 pub use registration::{AgentPatch, Registration};
 pub use reputation::{Delta, Reputation, Weight};

@@ -79,6 +79,19 @@ fn finite(sum: f64) -> f64 {
 /// How much of each observer's counters an agent's reputation already holds.
 pub type Baseline = BTreeMap<ObserverId, Counters>;
 
+/// The most observers that a baseline holds: far more than a fleet has nodes, and small enough that an agent always fits
+/// into its record and its document. Whoever can write to the central system could otherwise grow both without end.
+pub const MAX_OBSERVERS: usize = 4_096;
+
+/// Notes in a baseline what was observed where the agent lives. That has always been folded, so it always has room: the
+/// oldest observer gives way, of whom a full baseline folds nothing again.
+pub fn hold(baseline: &mut Baseline, observer: ObserverId, total: Counters) {
+    while baseline.len() >= MAX_OBSERVERS && !baseline.contains_key(&observer) {
+        baseline.pop_first();
+    }
+    baseline.insert(observer, total);
+}
+
 /// This node's counters for one agent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Observation {
@@ -113,5 +126,18 @@ mod tests {
         let sum = most.plus(most);
         assert_eq!((sum.successes, sum.score), (u64::MAX, f64::MAX));
         assert_eq!(Counters::default().minus(most).successes, 0);
+    }
+
+    #[test]
+    fn a_full_baseline_has_room_for_what_was_observed_at_home_and_grows_no_further() {
+        let observer = |number: u128| ObserverId::from_bytes(number.to_be_bytes());
+        let mut baseline = Baseline::new();
+        for number in 0..MAX_OBSERVERS as u128 + 3 {
+            hold(&mut baseline, observer(number), Counters::outcome(true, 1.0));
+        }
+        assert_eq!(baseline.len(), MAX_OBSERVERS);
+        assert!(!baseline.contains_key(&observer(2)) && baseline.contains_key(&observer(3)));
+        hold(&mut baseline, observer(3), Counters::default());
+        assert_eq!((baseline.len(), baseline[&observer(3)]), (MAX_OBSERVERS, Counters::default()));
     }
 }

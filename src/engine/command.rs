@@ -15,7 +15,7 @@ use super::recorded::Recorded;
 use crate::domain::agent::{AgentContext, Existing};
 use crate::domain::{
     Agent, AgentId, AgentVersion, Capability, Counters, Observation, ObserverId, Refusal, Timestamp, TransactionStatus,
-    Ttl,
+    Ttl, observation,
 };
 use crate::metrics::Metrics;
 use crate::store::{Batch, Publish, Receipt as StoredReceipt, StoreError};
@@ -180,7 +180,7 @@ impl<'a, 't> Session<'a, 't> {
     /// next is not to fold that again.
     pub fn owned(&self, mut agent: Agent) -> Result<Agent, Stop> {
         if let Some(own) = self.batch.observation(&agent.agent_id)? {
-            agent.baseline.insert(own.observer, own.total);
+            observation::hold(&mut agent.baseline, own.observer, own.total);
         }
         Ok(agent)
     }

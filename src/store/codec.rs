@@ -11,6 +11,9 @@ use super::error::StoreError;
 
 /// The largest record, in bytes: a transaction's facts with 64 KiB of context come to about 70 KiB.
 const MAX_RECORD_BYTES: usize = 8 * 1024 * 1024;
+/// The longest record that is known to be read back without trying: in memory, by which readers count, it is at most
+/// sixteen times as large.
+const SURELY_READ_BYTES: usize = MAX_RECORD_BYTES / 16;
 
 /// A record that can be stored: a version and a name for error messages.
 pub trait Record: Serialize + DeserializeOwned {
@@ -25,6 +28,16 @@ pub fn encode<R: Record>(record: &R) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(256);
     encode_as::<R>(record, &mut bytes);
     bytes
+}
+
+/// As [`encode`], for a record that grows with what others tell: one that could not be read back is not to be written,
+/// for it would keep the file from ever being opened again.
+pub fn encode_readable<R: Record>(record: &R) -> Result<Vec<u8>, StoreError> {
+    let bytes = encode(record);
+    if bytes.len() > SURELY_READ_BYTES {
+        decode::<R>(&bytes)?;
+    }
+    Ok(bytes)
 }
 
 /// The stored form of an `R`, written from something of the same shape, behind what is in `bytes`.

@@ -65,7 +65,7 @@ impl Batch<'_> {
             self.unfollow(&agent.agent_id)?;
         }
         let record = AgentV2::from_domain(agent, change_seq, self.age());
-        self.agents.insert(id, codec::encode(&record).as_slice())?;
+        self.agents.insert(id, codec::encode_readable(&record)?.as_slice())?;
         Ok(())
     }
 
@@ -83,7 +83,7 @@ impl Batch<'_> {
             version,
             baseline: agent.baseline.clone(),
         };
-        self.tombstones.insert(id, codec::encode(&tombstone).as_slice())?;
+        self.tombstones.insert(id, codec::encode_readable(&tombstone)?.as_slice())?;
         self.unfollow(&agent.agent_id)?;
         self.take_agent(agent)
     }
@@ -102,13 +102,13 @@ impl Batch<'_> {
         if let Some(mut stored) = self.stored_agent(id)? {
             if let Some(previous) = stored.change_seq {
                 stored.change_seq = Some(self.next_change(id.as_str(), Some(previous))?);
-                self.agents.insert(id.as_str(), codec::encode(&stored).as_slice())?;
+                self.agents.insert(id.as_str(), codec::encode_readable(&stored)?.as_slice())?;
             }
         } else if let Some(mut tombstone) = self.tombstone(id)?
             && let Some(previous) = tombstone.change_seq
         {
             tombstone.change_seq = Some(self.next_change(id.as_str(), Some(previous))?);
-            self.tombstones.insert(id.as_str(), codec::encode(&tombstone).as_slice())?;
+            self.tombstones.insert(id.as_str(), codec::encode_readable(&tombstone)?.as_slice())?;
         }
         Ok(())
     }
@@ -207,7 +207,7 @@ impl Batch<'_> {
     pub fn put_observation(&mut self, observation: &Observation) -> Result<(), StoreError> {
         self.changed = true;
         let record = ObservationV1::from_domain(observation);
-        self.observations.insert(observation.agent_id.as_str(), codec::encode(&record).as_slice())?;
+        self.observations.insert(observation.agent_id.as_str(), codec::encode_readable(&record)?.as_slice())?;
         Ok(())
     }
 

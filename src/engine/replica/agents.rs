@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::registry::{AbsorbedAgents, RemoteAgent};
-use crate::domain::{Agent, AgentId, AgentVersion};
+use crate::domain::{Agent, AgentId, AgentVersion, MAX_OBSERVERS};
 use crate::engine::command::{Command, Effect, Session, Stop};
 use crate::engine::error::Error;
 use crate::engine::lease::Lease;
@@ -80,8 +80,8 @@ enum Taken {
 fn absorb(remote: RemoteAgent, session: &mut Session<'_, '_>) -> Result<Taken, Stop> {
     let RemoteAgent { agent: told, remaining } = remote;
     let node_id = session.batch.node_id();
-    // What this node published itself is no news to it.
-    if told.node_id() == node_id {
+    // What this node published itself is no news to it, and no owner folds more observers than fit.
+    if told.node_id() == node_id || told.baseline.len() > MAX_OBSERVERS {
         return Ok(Taken::No);
     }
     let held = session.batch.agent(&told.agent_id)?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::domain::{AgentId, Counters, Observation, ObserverId, agent};
+use crate::domain::{AgentId, Counters, Observation, ObserverId, agent, observation};
 use crate::engine::command::{Command, Effect, Session, Stop};
 use crate::store::Publish;
 
@@ -51,9 +51,9 @@ pub fn split_observer(id: &AgentId, session: &mut Session<'_, '_>) -> Result<(),
     if let Some(mut agent) = session.batch.agent(id)?
         && agent.is_local(session.batch.node_id())
     {
-        agent.baseline.insert(own.observer, own.acked);
+        observation::hold(&mut agent.baseline, own.observer, own.acked);
         if !unacked.is_zero() {
-            agent.baseline.insert(observer, unacked);
+            observation::hold(&mut agent.baseline, observer, unacked);
         }
         if agent.claimed {
             agent.version = agent.version.next();
@@ -63,13 +63,14 @@ pub fn split_observer(id: &AgentId, session: &mut Session<'_, '_>) -> Result<(),
     Ok(())
 }
 
-/// Folds what observers have seen of local agents.
+/// Folds what observers have seen of local agents. Tells how many observers full baselines left out.
 pub struct FoldObservations(pub Vec<(AgentId, ObserverId, Counters)>);
 
 impl Command for FoldObservations {
-    type Output = ();
+    type Output = usize;
 
-    fn run(self, session: &mut Session<'_, '_>) -> Result<(), Stop> {
+    fn run(self, session: &mut Session<'_, '_>) -> Result<usize, Stop> {
+        let mut left_out = 0;
         let mut by_agent: BTreeMap<AgentId, Vec<(ObserverId, Counters)>> = BTreeMap::new();
         for (id, observer, total) in self.0 {
             by_agent.entry(id).or_default().push((observer, total));
@@ -82,10 +83,12 @@ impl Command for FoldObservations {
             // What was observed here was folded when it was observed.
             let own = session.batch.observation(&id)?.map(|own| own.observer);
             totals.retain(|(observer, _)| Some(*observer) != own);
-            if let Some(folded) = agent::fold_observations(&agent, totals) {
+            let (folded, without_room) = agent::fold_observations(&agent, totals);
+            left_out += without_room;
+            if let Some(folded) = folded {
                 session.put_keeping_lease(&folded, Publish::Yes)?;
             }
         }
-        Ok(())
+        Ok(left_out)
     }
 }

@@ -232,8 +232,9 @@ impl Engine {
         self.submit(SplitObserver(id))
     }
 
-    /// Folds what observers have seen of local agents, as far as it lies above what was folded before.
-    pub fn fold_observations(&self, totals: Vec<(AgentId, ObserverId, Counters)>) -> Pending<()> {
+    /// Folds what observers have seen of local agents, as far as it lies above what was folded before. Tells how
+    /// many observers were left out because an agent's baseline is full.
+    pub fn fold_observations(&self, totals: Vec<(AgentId, ObserverId, Counters)>) -> Pending<usize> {
         self.submit(FoldObservations(totals))
     }
 }

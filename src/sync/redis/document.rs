@@ -25,7 +25,7 @@ use thiserror::Error;
 use crate::domain::registration::{parse_cost, parse_name, parse_notes};
 use crate::domain::{
     Agent, AgentId, AgentVersion, AvailabilityStatus, Baseline, Capabilities, Capacity, Counters, Currency, JsonObject,
-    Money, NodeId, ObserverId, Reputation, Timestamp, Ttl,
+    MAX_OBSERVERS, Money, NodeId, ObserverId, Reputation, Timestamp, Ttl,
 };
 
 /// The longest document that is looked at, in bytes; the longest that we write has 64 KiB of metadata, as much of
@@ -267,6 +267,9 @@ impl Parts<'_> {
         let version = AgentVersion::parse_wire(&extra.version)
             .filter(|version| version.node_id == extra.node_id && version.node_id != NodeId::NIL)
             .ok_or_else(|| Unreadable::Value("tradepost.version is not a version of its node".into()))?;
+        if extra.baseline.len() > MAX_OBSERVERS {
+            return Err(Unreadable::Value(format!("tradepost.baseline holds more than {MAX_OBSERVERS} observers")));
+        }
         let baseline = extra
             .baseline
             .into_iter()

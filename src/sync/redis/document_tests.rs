@@ -54,6 +54,17 @@ fn an_older_client_finds_exactly_the_members_that_it_knows() {
 }
 
 #[test]
+fn a_full_baseline_is_read_and_a_larger_one_is_not() {
+    let most = Counters { successes: u64::MAX, failures: u64::MAX, score: -f64::MIN_POSITIVE };
+    let with = |observers: usize| {
+        let observers = (0..observers as u128).map(|number| (ObserverId::from_bytes(number.to_be_bytes()), most));
+        write(&Agent { baseline: observers.collect(), ..agent() })
+    };
+    assert!(read("thon", with(MAX_OBSERVERS).as_bytes(), sighting(30)).is_ok());
+    assert!(matches!(read("thon", with(MAX_OBSERVERS + 1).as_bytes(), sighting(30)), Err(Unreadable::Value(_))));
+}
+
+#[test]
 fn ours_reads_back_to_the_last_digit() {
     let text = write(&agent());
     let read = read("thon", text.as_bytes(), sighting(30)).unwrap();

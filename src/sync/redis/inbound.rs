@@ -85,6 +85,10 @@ impl Redis {
             self.engine.drop_remote(removed).await.map_err(store_failure)?;
         }
         let taken = self.intake.take(look(&session.link, &wanted, true).await?).await?;
+        if taken.is_forked {
+            self.fork(session).await?;
+            return Ok((taken.agents, true));
+        }
         session.cursor = next;
         session.state.stream_cursor = Some(next.to_string());
         session.unsaved = true;
@@ -200,7 +204,10 @@ impl Redis {
             }
         }
         self.engine.renew_remote(&renewed);
-        self.intake.take(look(&session.link, &wanted, true).await?).await?;
+        let taken = self.intake.take(look(&session.link, &wanted, true).await?).await?;
+        if taken.is_forked {
+            self.fork(session).await?;
+        }
         self.gone(gone).await
     }
 }

@@ -3,7 +3,7 @@
 //! Newer wins, and the engine says what is newer; what is not is left as it is. Documents under this node's own id are
 //! never taken in: those that this file did not write say that another file goes by its id.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use redis::Pipeline;
 use super::document::{self, Sighting};
 use super::keys::{self, HeldVersion};
 use super::link::Link;
+use super::push;
 use super::told::{Theirs, remaining_of};
 use crate::clock::Clock;
 use crate::domain::{Agent, AgentId, AgentVersion, NodeId};
@@ -133,6 +134,7 @@ impl Intake {
                 self.superseded.1 = Some(last);
             }
         }
+        taken.is_forked = self.is_of_another_file(&suspicious)?;
         Ok(taken)
     }
 
@@ -152,20 +154,29 @@ impl Intake {
     /// # Errors
     /// The store cannot be read.
     pub fn is_of_another_file(&self, suspicious: &[(AgentId, AgentVersion)]) -> Result<bool, Failure> {
+        // What is held here in that version or a later one, whoever owns it now, explains what is there.
+        let suspicious: Vec<&(AgentId, AgentVersion)> =
+            suspicious.iter().filter(|(id, version)| !self.holds(id, *version)).collect();
         if suspicious.is_empty() {
             return Ok(false);
         }
         // A search of all changes, for a suspicion that hardly ever comes: nothing else tells a deletion of some minutes
         // ago from an agent that this file never had.
         let changes = self.engine.changes_after(0, usize::MAX).map_err(store_failure)?;
+        let asked: HashSet<&AgentId> = suspicious.iter().map(|(id, _)| id).collect();
         let ours: HashMap<&AgentId, AgentVersion> = changes
             .iter()
+            .filter(|change| asked.contains(push::agent_id(change)))
             .map(|change| match change {
                 AgentChange::Put { agent, .. } => (&agent.agent_id, agent.version),
                 AgentChange::Removed { agent_id, version, .. } => (agent_id, *version),
             })
             .collect();
         Ok(suspicious.iter().any(|(id, version)| ours.get(id).is_none_or(|ours| ours < version)))
+    }
+
+    fn holds(&self, agent_id: &AgentId, version: AgentVersion) -> bool {
+        self.engine.agent(agent_id).is_ok_and(|held| held.agent.version >= version)
     }
 
     /// Only then is an unchanged document no news: what has expired comes back by being taken in.

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::iter;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
@@ -329,7 +330,11 @@ impl Redis {
         if totals.is_empty() {
             return Ok(());
         }
-        self.engine.fold_observations(totals).await.map_err(store_failure)
+        let left_out = self.engine.fold_observations(totals).await.map_err(store_failure)?;
+        if left_out > 0 && self.left_out.swap(left_out, Ordering::Relaxed) == 0 {
+            tracing::warn!(agents = agents.len(), left_out, "an agent has more observers than are folded");
+        }
+        Ok(())
     }
 
     /// Tells deletions again, after a break and now and then.

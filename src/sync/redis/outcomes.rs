@@ -3,19 +3,23 @@
 
 use std::str;
 
-use redis::Pipeline;
+use redis::{Cmd, Pipeline};
 
 use super::keys;
 use super::link::Link;
 use super::push;
 use super::scripts::Scripts;
 use super::told::Told;
-use crate::domain::{AgentId, Counters, ObserverId};
+use crate::domain::{AgentId, Counters, MAX_OBSERVERS, ObserverId};
 use crate::engine::replica::Observation;
 use crate::sync::state::Failure;
 
 /// How many agents one pipeline asks about, or tells of.
 const PIPELINE_AGENTS: usize = 256;
+/// How many observers one answer holds about at most.
+const PAGE: usize = 512;
+/// How many observers of one agent are looked at: more than are folded, so that a full hash hides none of those.
+const LOOKED_AT: usize = 4 * MAX_OBSERVERS;
 
 /// Offers what was observed here; what became of each, in their order.
 pub async fn offer(link: &Link, scripts: &Scripts, observations: &[Observation]) -> Result<Vec<Told>, Failure> {
@@ -30,24 +34,42 @@ pub async fn offer(link: &Link, scripts: &Scripts, observations: &[Observation])
     push::run(link, scripts, pipelines).await
 }
 
-/// What all observers have seen of these agents. What cannot be read is left out.
+/// What all observers have seen of these agents, some of it perhaps twice. What cannot be read is left out, and what
+/// somebody added beyond all measure.
 pub async fn read(link: &Link, agent_ids: &[AgentId]) -> Result<Vec<(AgentId, ObserverId, Counters)>, Failure> {
     let mut seen = Vec::new();
     for chunk in agent_ids.chunks(PIPELINE_AGENTS) {
         let mut pipeline = Pipeline::with_capacity(chunk.len());
         for agent_id in chunk {
-            pipeline.cmd("HGETALL").arg(keys::outcomes(agent_id.as_str()));
+            pipeline.add_command(page(agent_id, 0));
         }
         for (agent_id, value) in chunk.iter().zip(link.values(&pipeline).await?) {
             // A key of another type, which somebody else made, is as good as none.
-            let Ok(fields) = redis::from_redis_value::<Vec<(Vec<u8>, Vec<u8>)>>(value) else { continue };
-            seen.extend(fields.iter().filter_map(|(observer, counters)| {
-                let observer = ObserverId::parse(str::from_utf8(observer).ok()?)?;
-                Some((agent_id.clone(), observer, parse(counters)?))
-            }));
+            let Ok((mut cursor, mut fields)) = redis::from_redis_value::<Page>(value) else { continue };
+            let mut looked_at = 0;
+            loop {
+                looked_at += fields.len();
+                seen.extend(fields.iter().filter_map(|(observer, counters)| {
+                    let observer = ObserverId::parse(str::from_utf8(observer).ok()?)?;
+                    Some((agent_id.clone(), observer, parse(counters)?))
+                }));
+                if cursor == 0 || looked_at >= LOOKED_AT {
+                    break;
+                }
+                (cursor, fields) = link.query(&page(agent_id, cursor)).await?;
+            }
         }
     }
     Ok(seen)
+}
+
+/// Where to go on, and fields with their values.
+type Page = (u64, Vec<(Vec<u8>, Vec<u8>)>);
+
+fn page(agent_id: &AgentId, cursor: u64) -> Cmd {
+    let mut command = redis::cmd("HSCAN");
+    command.arg(keys::outcomes(agent_id.as_str())).arg(cursor).arg("COUNT").arg(PAGE);
+    command
 }
 
 /// Successes, failures, and by how much the score was to move, to the last digit: equal counters are equal texts.

@@ -59,7 +59,7 @@ pub async fn run(
 ) -> Result<Vec<Told>, Failure> {
     let answers: Vec<Vec<Told>> = stream::iter(pipelines)
         .map(|pipeline| async move {
-            link.run(scripts, &pipeline).await?.into_iter().map(Told::read).collect::<Result<Vec<_>, _>>()
+            Ok::<Vec<Told>, Failure>(link.run(scripts, &pipeline).await?.into_iter().map(Told::read).collect())
         })
         .buffered(IN_FLIGHT)
         .try_collect()

@@ -6,7 +6,6 @@ use redis::Value;
 
 use super::keys::HeldVersion;
 use super::link::Answer;
-use crate::sync::state::{Failure, FailureClass};
 
 /// What is there instead of ours.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,28 +43,35 @@ pub enum Told {
 }
 
 impl Told {
-    /// Reads a script's answer.
-    pub fn read(answer: Answer) -> Result<Self, Failure> {
+    /// Reads a script's answer. One that a script of ours does not give is a refusal: it concerns one entry, and must not
+    /// stop all others.
+    pub fn read(answer: Answer) -> Self {
         let value = match answer {
-            Answer::Refused { code, reason } => return Ok(Self::Refused { code, reason }),
+            Answer::Refused { code, reason } => return Self::Refused { code, reason },
             Answer::Value(value) => value,
         };
-        let strange = || Failure::new(FailureClass::Busy, "a script of ours got an answer that it does not give");
-        let Value::Array(words) = value else { return Err(strange()) };
-        let mut words = words.into_iter();
-        let Some(Value::BulkString(word)) = words.next() else { return Err(strange()) };
-        match word.as_slice() {
-            b"pushed" | b"stored" => Ok(Self::Done),
-            b"missing" => Ok(Self::Missing),
-            b"other" => Ok(Self::Other),
-            b"renewed" => match words.next() {
-                Some(Value::BulkString(written)) => Ok(Self::Renewed(written)),
-                _ => Err(strange()),
-            },
-            b"newer" => theirs(words).map(Self::Newer).ok_or_else(strange),
-            b"differs" => theirs(words).map(Self::Differs).ok_or_else(strange),
-            _ => Err(strange()),
-        }
+        known(value).unwrap_or_else(|| Self::Refused {
+            code: "ANSWER".to_owned(),
+            reason: "a script of ours got an answer that it does not give".to_owned(),
+        })
+    }
+}
+
+fn known(value: Value) -> Option<Told> {
+    let Value::Array(words) = value else { return None };
+    let mut words = words.into_iter();
+    let Some(Value::BulkString(word)) = words.next() else { return None };
+    match word.as_slice() {
+        b"pushed" | b"stored" => Some(Told::Done),
+        b"missing" => Some(Told::Missing),
+        b"other" => Some(Told::Other),
+        b"renewed" => match words.next() {
+            Some(Value::BulkString(written)) => Some(Told::Renewed(written)),
+            _ => None,
+        },
+        b"newer" => theirs(words).map(Told::Newer),
+        b"differs" => theirs(words).map(Told::Differs),
+        _ => None,
     }
 }
 
@@ -87,5 +93,20 @@ pub fn remaining_of(pttl: i64) -> Duration {
     match pttl {
         -1 => Duration::from_secs(crate::domain::Ttl::LONGEST_SECONDS.into()),
         millis => Duration::from_millis(u64::try_from(millis).unwrap_or(0)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_strange_answer_is_a_refusal_of_its_entry() {
+        let word = |text: &str| Value::BulkString(text.as_bytes().to_vec());
+        let damaged = [word("newer"), word(&format!("{}+", "z".repeat(74))), word(""), Value::Int(-2)];
+        for strange in [Value::Nil, Value::Array(vec![word("hello")]), Value::Array(damaged.to_vec())] {
+            assert!(matches!(Told::read(Answer::Value(strange)), Told::Refused { .. }));
+        }
+        assert_eq!(Told::read(Answer::Value(Value::Array(vec![word("pushed")]))), Told::Done);
     }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -23,7 +24,7 @@ use super::scan::{Scan, Why};
 use super::scripts::Scripts;
 use super::stream::{self, Origin, Position};
 use crate::clock::{Clock, SystemClock};
-use crate::domain::{AgentId, AgentVersion};
+use crate::domain::{AgentId, AgentVersion, MAX_OBSERVERS};
 use crate::engine::Engine;
 use crate::engine::PageRequest;
 use crate::engine::replica::{
@@ -57,6 +58,8 @@ pub struct Redis {
     pub(super) intake: Intake,
     pub(super) random: StdRng,
     forked: bool,
+    /// How many observers had no room in a baseline when that last happened.
+    pub(super) left_out: AtomicUsize,
     /// Whether Redis came without what it had been told.
     lost: bool,
 }
@@ -129,6 +132,7 @@ impl Redis {
             scripts: Arc::default(),
             random: rand::make_rng(),
             forked: false,
+            left_out: AtomicUsize::new(0),
             lost: false,
         }
     }
@@ -349,6 +353,10 @@ impl Destination for Redis {
         let mut notes = self.intake.notes();
         if self.lost {
             notes.push(LOST.to_owned());
+        }
+        let left_out = self.left_out.load(Ordering::Relaxed);
+        if left_out > 0 {
+            notes.push(format!("{left_out} observers are not folded: an agent has at most {MAX_OBSERVERS}"));
         }
         if self.forked {
             notes.push(format!("{}; it went on as a new node", ForkReason::Registry));
