@@ -13,8 +13,8 @@ use common::{agent_id, capability, facts, registration, transaction_id};
 use proptest::prelude::*;
 use tradepost::domain::transaction::Finality;
 use tradepost::domain::{
-    AgentId, CopyNumber, Currency, Decision, EventId, LedgerEntry, NewTransaction, NodeId, ResolutionOutcome,
-    Timestamp, Transaction, TransactionStatus,
+    AgentId, CopyNumber, Currency, Decision, EventBody, EventId, LedgerEntry, NewTransaction, NodeId,
+    ResolutionOutcome, Timestamp, Transaction, TransactionStatus,
 };
 use tradepost::engine::replica::{Absorbed, ForkReason, ParkedEntry, ParkedKey, PostgresState, Sink};
 use tradepost::metrics::Metrics;
@@ -252,6 +252,20 @@ fn an_event_that_does_not_hold_the_facts_it_names_is_left_out() {
     forged[0].event.facts = [7; 32];
     assert_eq!(b.absorb(forged), Absorbed::default());
     assert!(b.transactions().is_empty());
+}
+
+#[test]
+fn an_event_larger_than_a_record_may_be_is_left_out_and_the_rest_is_read() {
+    let (a, b) = (Node::new(1), Node::new(2));
+    a.record("t1", "1");
+    a.decide("t1", dispute("proof")).unwrap();
+    let mut entries = a.entries();
+    let EventBody::Disputed { evidence, .. } = &mut entries[1].event.body else { panic!("it is disputed") };
+    *evidence = vec!["x".repeat(9_000_000)];
+    assert_eq!(b.absorb(entries).new_events, 1);
+    assert_eq!(b.get("t1").status, TransactionStatus::Pending);
+    assert_eq!(b.absorb(a.entries()).new_events, 1, "the one that fits comes through");
+    assert_eq!(b.assert_clean().len(), 1);
 }
 
 #[test]

@@ -18,3 +18,5 @@ mod parties;
 mod reading;
 #[path = "sync_postgres/schema.rs"]
 mod schema;
+#[path = "sync_postgres/strange.rs"]
+mod strange;

@@ -7,8 +7,9 @@
 use std::collections::HashSet;
 
 use super::batch::Batch;
+use super::codec::decode;
 use super::error::StoreError;
-use super::events::{Place, encode_entry};
+use super::events::{EntryV1, Place, encode_entry};
 use super::lookup::LedgerReader;
 use super::tables::{held_key, held_prefix, id_key};
 use crate::domain::event::FactsHash;
@@ -91,6 +92,12 @@ impl Batch<'_> {
         }
         let after = Some(after);
         Ok(Merged { new_events, held: 0, conflicts, conflicts_before, conflicts_after, before, after })
+    }
+
+    /// Whether an entry can be read again once it is stored. What comes from elsewhere has to be asked about: our own
+    /// events keep far below the limit of a record.
+    pub fn can_hold(&self, entry: &LedgerEntry) -> bool {
+        may_be_read_back(entry)
     }
 
     /// Whether any event waits for this transaction to be recorded.
@@ -192,6 +199,32 @@ pub fn decisive<'e>(
         candidates.min_by_key(|(_, event)| (event.at, event.event_id)).map(|(index, _)| index)
     };
     central.and_then(|facts| earliest(Some(facts))).or_else(|| earliest(None))
+}
+
+/// Far below what a record may hold; entries as small as that need not be tried.
+const SURELY_FITS: usize = 256 * 1024;
+/// At least what a text or an id takes besides its bytes, stored or in memory.
+const PER_TEXT: usize = 64;
+
+fn may_be_read_back(entry: &LedgerEntry) -> bool {
+    let (id, payer, provider) = (&entry.event.transaction_id, &entry.payer_agent, &entry.provider_agent);
+    let mut bytes = id.as_str().len() + payer.as_str().len() + provider.as_str().len();
+    let mut add = |text: &str| bytes += text.len() + PER_TEXT;
+    match &entry.event.body {
+        EventBody::Recorded(facts) => {
+            let ids = [facts.payer_agent.as_str(), facts.provider_agent.as_str(), facts.capability.as_str()];
+            ids.into_iter().chain([facts.currency.as_str(), facts.context.as_str()]).for_each(add);
+        }
+        EventBody::Settled => {}
+        EventBody::Cancelled { reason } => reason.iter().for_each(|text| add(text)),
+        EventBody::Disputed { reason, evidence } => reason.iter().chain(evidence).for_each(|text| add(text)),
+        EventBody::EvidenceAdded { evidence } => evidence.iter().for_each(|text| add(text)),
+        EventBody::Resolved { note, decisions, .. } => {
+            note.iter().for_each(|text| add(text));
+            bytes += decisions.len() * PER_TEXT;
+        }
+    }
+    bytes <= SURELY_FITS || decode::<EntryV1>(&encode_entry(entry)).is_ok()
 }
 
 fn conflicting<'a>(events: impl IntoIterator<Item = &'a Event>, facts: FactsHash) -> usize {

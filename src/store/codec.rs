@@ -9,7 +9,8 @@ use serde::de::DeserializeOwned;
 
 use super::error::StoreError;
 
-/// The largest record, in bytes: a transaction's facts with 64 KiB of context come to about 70 KiB.
+/// The largest record that is read, in bytes: a transaction's facts with 64 KiB of context come to about 70 KiB. Whatever
+/// others wrote is compared with it before it is stored, as it could not be read again.
 const MAX_RECORD_BYTES: usize = 8 * 1024 * 1024;
 /// The longest record that is known to be read back without trying: in memory, by which readers count, it is at most
 /// sixteen times as large.

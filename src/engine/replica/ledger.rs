@@ -56,7 +56,8 @@ impl Engine {
     }
 
     /// Takes in events from PostgreSQL, whoever wrote them, and the cursors that go with them, in one durable commit.
-    /// What is held already is passed over. An event whose facts do not hash to what it says is left out and counted.
+    /// What is held already is passed over. An event whose facts do not hash to what it says, or that is larger
+    /// than a record may be, is left out and counted.
     ///
     /// Of `state` everything is stored but `acked_copies`: that stays as it is stored, and follows the new copies where it
     /// was complete, since they came from PostgreSQL. Without a state the events came from elsewhere and have yet to be
@@ -103,13 +104,17 @@ impl Command for Absorb {
         let mut absorbed = Absorbed::default();
         let mut by_transaction: BTreeMap<TransactionId, Vec<LedgerEntry>> = BTreeMap::new();
         for entry in self.entries {
-            if is_sound(&entry) {
-                by_transaction.entry(entry.event.transaction_id.clone()).or_default().push(entry);
+            let (event_id, node_id) = (entry.event.event_id, entry.event.node_id);
+            let flaw = if !is_sound(&entry) {
+                "a ledger event does not hold the facts that it names; left out"
+            } else if !session.batch.can_hold(&entry) {
+                "a ledger event is larger than a record may be; left out"
             } else {
-                let (event_id, node_id) = (entry.event.event_id, entry.event.node_id);
-                tracing::warn!(%event_id, %node_id, "a ledger event does not hold the facts that it names; left out");
-                session.after_commit(Effect::Conflicted { reason: "malformed", times: 1 });
-            }
+                by_transaction.entry(entry.event.transaction_id.clone()).or_default().push(entry);
+                continue;
+            };
+            tracing::warn!(%event_id, %node_id, "{flaw}");
+            session.after_commit(Effect::Conflicted { reason: "malformed", times: 1 });
         }
         for (id, entries) in by_transaction {
             let merged = merge(&id, entries, session)?;

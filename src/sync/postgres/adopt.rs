@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::payload::{MAX_WHOLE, check_pieces, check_round, check_size, check_text};
 use crate::domain::fold::{Fold, fold};
 use crate::domain::{
     AgentId, Capability, Currency, Event, EventBody, EventId, Facts, JsonObject, LedgerEntry, Money, NodeId,
@@ -57,6 +58,20 @@ impl CentralRow {
             Some(Ok(value)) => vec![text(value)],
             Some(Err(_)) => self.evidence.clone().into_iter().collect(),
         }
+    }
+
+    /// Whether the row keeps the bounds of what is taken in. What does not is left as it is: events made of it could not
+    /// be read by anybody.
+    fn check_size(&self) -> Result<(), String> {
+        let evidence = self.evidence.as_deref().map_or(0, str::len);
+        if evidence > MAX_WHOLE {
+            return Err(format!("evidence of {evidence} bytes is more than there may be"));
+        }
+        let ids = [self.transaction_id.as_str(), self.payer_agent.as_str(), self.provider_agent.as_str()];
+        ids.into_iter().chain([self.amount.as_str(), self.status.as_str()]).try_for_each(check_text)?;
+        let evidence = self.evidence();
+        check_pieces(evidence.len())?;
+        evidence.iter().try_for_each(|text| check_text(text))
     }
 
     /// The facts as the row tells them. `known` are facts that somebody holds for the same id: where the row can well be
@@ -106,13 +121,14 @@ fn normalised(value: Value) -> Value {
 ///
 /// # Errors
 ///
-/// In words, when the row holds what no event can say.
+/// In words, when the row holds what no event can say, or more than one may.
 pub fn adopt(
     row: &CentralRow,
     held: &[LedgerEntry],
     known: Option<&Arc<Facts>>,
     now: Timestamp,
 ) -> Result<Vec<LedgerEntry>, String> {
+    row.check_size()?;
     let status = TransactionStatus::parse("status", &row.status)
         .map_err(|_| format!("its status is {:?}, which no event can say", row.status))?;
     let recorded = held.iter().find_map(|entry| match &entry.event.body {
@@ -159,6 +175,10 @@ pub fn adopt(
         };
         let (kind, number) = (body.kind().as_str(), round.to_string());
         adoption.add(round, &["status", kind, outcome, &number], body);
+    }
+    for LedgerEntry { event, .. } in &adoption.adopted {
+        check_round(event.round, &event.body)?;
+        check_size(&event.body)?;
     }
     Ok(adoption.adopted)
 }
@@ -341,6 +361,32 @@ mod tests {
         let other = Arc::new(Facts { amount: Money::parse("18.51").unwrap(), ..held });
         let adopted = adopt(&row("pending", None), &[], Some(&other), now()).unwrap();
         assert_ne!(adopted[0].event.facts, other.hash(), "the row that is central stays");
+    }
+
+    #[test]
+    fn a_row_with_more_than_an_event_may_hold_is_refused_in_words() {
+        let long = serde_json::to_string(&["x".repeat(9_000_000)]).unwrap();
+        let longer_than_may_be = serde_json::to_string(&["x".repeat(64 * 1024 + 1)]).unwrap();
+        let many = serde_json::to_string(&(0..5_000).map(|number| number.to_string()).collect::<Vec<_>>()).unwrap();
+        for evidence in [long, longer_than_may_be, many] {
+            let words = adopt(&row("pending", Some(&evidence)), &[], None, now()).unwrap_err();
+            assert!(words.len() < 200, "{}", words.len());
+        }
+    }
+
+    #[test]
+    fn a_row_that_goes_to_and_fro_for_ever_is_adopted_up_to_the_last_round() {
+        let mut held = then(&[], "pending", None);
+        let refused = (0..1_000).find_map(|turn| {
+            let status = if turn % 2 == 0 { "disputed" } else { "settled" };
+            match adopt(&row(status, None), &held, None, now()) {
+                Ok(adopted) => held.extend(adopted),
+                Err(words) => return Some(words),
+            }
+            None
+        });
+        assert!(refused.is_some_and(|words| words.contains("round")));
+        assert!(folded(&held).current_round <= crate::domain::ledger::MAX_ROUNDS);
     }
 
     #[test]

@@ -20,10 +20,20 @@ use thiserror::Error;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
+use crate::domain::ledger::MAX_ROUNDS;
 use crate::domain::{
     AgentId, Capability, Currency, Event, EventBody, EventId, Facts, JsonObject, LedgerEntry, Money, NodeId,
     ResolutionOutcome, Timestamp, TransactionId,
 };
+
+/// The longest text that is taken in. Nobody who keeps our rules writes one as long; older clients know no rules.
+pub const MAX_TEXT: usize = 64 * 1024;
+/// The most pieces of evidence, or decisions, that one event or one row may hold.
+pub const MAX_PIECES: usize = 4_096;
+/// The longest context that is read at all.
+const MAX_CONTEXT: usize = 1024 * 1024;
+/// The longest payload of an event, or evidence of a row, that is read at all.
+pub const MAX_WHOLE: usize = 4 * 1024 * 1024;
 
 /// The columns that [`read`] takes, in its order.
 pub const COLUMNS: &str = "event_id, transaction_id, payer_agent, provider_agent, recorded_by, facts, kind, round, \
@@ -115,16 +125,74 @@ pub fn encode(body: &EventBody) -> String {
     text.expect("strings and lists of them are JSON")
 }
 
+/// Whether a body keeps the bounds of what is taken in from outside: what is larger than a record may be could never be
+/// read again once it was stored.
+///
+/// # Errors
+///
+/// In words, when it does not.
+pub fn check_size(body: &EventBody) -> Result<(), String> {
+    let (texts, pieces): (Vec<&str>, usize) = match body {
+        EventBody::Recorded(facts) => {
+            (vec![facts.payer_agent.as_str(), facts.provider_agent.as_str(), facts.capability.as_str()], 0)
+        }
+        EventBody::Settled => (Vec::new(), 0),
+        EventBody::Cancelled { reason } => (reason.iter().map(String::as_str).collect(), 0),
+        EventBody::Disputed { reason, evidence } => {
+            (reason.iter().chain(evidence).map(String::as_str).collect(), evidence.len())
+        }
+        EventBody::EvidenceAdded { evidence } => (evidence.iter().map(String::as_str).collect(), evidence.len()),
+        EventBody::Resolved { note, decisions, .. } => (note.iter().map(String::as_str).collect(), decisions.len()),
+    };
+    check_pieces(pieces)?;
+    texts.into_iter().try_for_each(check_text)
+}
+
+/// Whether a text is short enough to be taken in.
+///
+/// # Errors
+///
+/// In words, when it is not.
+pub fn check_text(text: &str) -> Result<(), String> {
+    if text.len() <= MAX_TEXT {
+        Ok(())
+    } else {
+        Err(format!("a text of {} bytes is longer than any may be", text.len()))
+    }
+}
+
+/// Whether so many pieces of evidence, or decisions, are few enough to be taken in.
+///
+/// # Errors
+///
+/// In words, when they are not.
+pub fn check_pieces(pieces: usize) -> Result<(), String> {
+    if pieces <= MAX_PIECES { Ok(()) } else { Err(format!("{pieces} pieces in one list are more than there may be")) }
+}
+
+/// Whether an event may belong to a round: a resolution opens the next one, so it must lie below the last.
+///
+/// # Errors
+///
+/// In words, when it may not.
+pub fn check_round(round: u32, body: &EventBody) -> Result<(), String> {
+    let opens = u32::from(matches!(body, EventBody::Resolved { .. }));
+    if round <= MAX_ROUNDS - opens { Ok(()) } else { Err(format!("the round {round} is later than any may be")) }
+}
+
 /// Reads the payload of an event of a kind.
 ///
 /// # Errors
 ///
-/// In words, when the kind is not known or the payload is not one of its kind.
+/// In words, when the kind is not known, the payload is not one of its kind, or it is larger than any may be.
 pub fn decode(kind: &str, payload: &str) -> Result<EventBody, String> {
     fn parse<'a, T: Deserialize<'a>>(payload: &'a str) -> Result<T, String> {
         serde_json::from_str(payload).map_err(|error| error.to_string())
     }
-    Ok(match kind {
+    if payload.len() > MAX_WHOLE {
+        return Err(format!("a payload of {} bytes is larger than any may be", payload.len()));
+    }
+    let body = match kind {
         "recorded" => EventBody::Recorded(Arc::new(facts(parse(payload)?)?)),
         "settled" => EventBody::Settled,
         "cancelled" => EventBody::Cancelled { reason: parse::<Reason>(payload)?.reason },
@@ -142,10 +210,16 @@ pub fn decode(kind: &str, payload: &str) -> Result<EventBody, String> {
             }
         }
         _ => return Err(format!("this version knows no events of the kind {kind:?}")),
-    })
+    };
+    check_size(&body)?;
+    Ok(body)
 }
 
 fn facts(recorded: Recorded) -> Result<Facts, String> {
+    if recorded.context.len() > MAX_CONTEXT {
+        return Err(format!("a context of {} bytes is longer than any may be", recorded.context.len()));
+    }
+    check_text(&recorded.currency)?;
     Ok(Facts {
         payer_agent: AgentId::from_stored(&recorded.payer_agent),
         provider_agent: AgentId::from_stored(&recorded.provider_agent),
@@ -182,6 +256,8 @@ fn read_entry(row: &Row, event_id: Uuid, transaction_id: &str) -> Result<LedgerE
     {
         return Err("facts is not the hash of its payload".to_owned());
     }
+    let round = u32::try_from(row.get::<_, i32>(7)).map_err(|_| "round is negative".to_owned())?;
+    check_round(round, &body)?;
     let hash: &[u8] = row.get(12);
     let node = |column: usize| NodeId::from_bytes(row.get::<_, Uuid>(column).into_bytes());
     Ok(LedgerEntry {
@@ -189,7 +265,7 @@ fn read_entry(row: &Row, event_id: Uuid, transaction_id: &str) -> Result<LedgerE
             event_id: EventId::from_bytes(event_id.into_bytes()),
             transaction_id: TransactionId::from_stored(transaction_id),
             facts,
-            round: u32::try_from(row.get::<_, i32>(7)).map_err(|_| "round is negative".to_owned())?,
+            round,
             node_id: node(10),
             at: from_system_time(row.get(9)),
             body,
@@ -275,6 +351,34 @@ mod tests {
         ] {
             assert!(decode(kind, payload).is_err(), "{kind} {payload}");
         }
+    }
+
+    #[test]
+    fn what_is_larger_than_any_may_be_is_refused() {
+        let long = "x".repeat(MAX_TEXT + 1);
+        let many = format!("[{}]", vec![r#""x""#; MAX_PIECES + 1].join(","));
+        let context = format!("{{{}}}", " ".repeat(MAX_CONTEXT));
+        let recorded = format!(
+            r#"{{"payer_agent":"a","provider_agent":"b","capability":"c","amount":"1","currency":"USD","context":"{context}"}}"#
+        );
+        for (kind, payload) in [
+            ("cancelled", format!(r#"{{"reason":"{long}"}}"#)),
+            ("disputed", format!(r#"{{"reason":"{long}"}}"#)),
+            ("evidence_added", format!(r#"{{"evidence":["{long}"]}}"#)),
+            ("evidence_added", format!(r#"{{"evidence":{many}}}"#)),
+            ("resolved", format!(r#"{{"outcome":"settled","note":"{long}","decisions":[]}}"#)),
+            ("recorded", recorded),
+            ("settled", format!("{{{}}}", " ".repeat(MAX_WHOLE))),
+        ] {
+            let words = decode(kind, &payload).expect_err(kind);
+            assert!(words.len() < 200, "{kind}");
+        }
+        assert!(decode("cancelled", &format!(r#"{{"reason":"{}"}}"#, "x".repeat(MAX_TEXT))).is_ok());
+        assert!(check_round(MAX_ROUNDS, &EventBody::Settled).is_ok());
+        assert!(check_round(MAX_ROUNDS + 1, &EventBody::Settled).is_err());
+        let resolved = EventBody::Resolved { outcome: ResolutionOutcome::Settled, note: None, decisions: vec![] };
+        assert!(check_round(MAX_ROUNDS - 1, &resolved).is_ok());
+        assert!(check_round(MAX_ROUNDS, &resolved).is_err(), "it would open a round that there may not be");
     }
 
     #[test]
