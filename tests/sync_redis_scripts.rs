@@ -124,6 +124,8 @@ fn a_push_follows_what_is_stored_there_be_it_an_older_clients_or_no_json() {
             format!("{}-", ours.replace("01010101", "ABABABAB")),
             format!("0{}+", ours.replacen('.', "", 1)),
             format!("{ours}*"),
+            format!("{}+", version(u64::MAX, 1).to_wire()),
+            format!("{}-", AgentVersion { seq: u64::MAX, ..version(9, 1) }.to_wire()),
         ];
         for damaged in damaged {
             bench.server.command::<()>(&["SET", "tradepost:version:a", &damaged]);

@@ -23,6 +23,9 @@ pub struct AgentVersion {
 
 /// The digits of a `u64` in decimal, so that texts compare as numbers do.
 const DIGITS: usize = 20;
+/// The highest epoch, and the highest sequence number, that is believed from elsewhere: the last microsecond of the year
+/// 9999. A version at the very top of its range could never be exceeded, and would take its agent away for ever.
+pub const HIGHEST_TOLD: u64 = 253_402_300_799_999_999;
 
 impl AgentVersion {
     /// The version of a registration at `now`, above every epoch known for the id. A clock that is ahead can win once
@@ -43,7 +46,7 @@ impl AgentVersion {
         self.to_string()
     }
 
-    /// Reads what [`to_wire`](Self::to_wire) writes, and nothing else.
+    /// Reads what [`to_wire`](Self::to_wire) writes up to [`HIGHEST_TOLD`], and nothing else.
     pub fn parse_wire(text: &str) -> Option<Self> {
         let number = |text: &str| {
             let digits = text.len() == DIGITS && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -52,7 +55,8 @@ impl AgentVersion {
         let mut parts = text.split('.');
         let (epoch, seq, node) = (parts.next()?, parts.next()?, parts.next()?);
         let version = Self { epoch: number(epoch)?, seq: number(seq)?, node_id: NodeId::parse(node)? };
-        (version.to_wire() == text).then_some(version)
+        let is_believed = version.epoch <= HIGHEST_TOLD && version.seq <= HIGHEST_TOLD;
+        (is_believed && version.to_wire() == text).then_some(version)
     }
 }
 
@@ -79,7 +83,7 @@ mod tests {
             version(0, 10, 0),
             version(9, 1, 255),
             version(10, 0, 0),
-            version(u64::MAX, u64::MAX, 255),
+            version(HIGHEST_TOLD, HIGHEST_TOLD, 255),
         ];
         assert!(sorted.windows(2).all(|pair| pair[0] < pair[1] && pair[0].to_wire() < pair[1].to_wire()));
         for version in sorted {
@@ -90,6 +94,11 @@ mod tests {
     #[test]
     fn strangers_are_refused() {
         let good = version(1, 2, 3).to_wire();
+        for beyond in
+            [version(HIGHEST_TOLD + 1, 0, 0), version(0, HIGHEST_TOLD + 1, 0), version(u64::MAX, u64::MAX, 255)]
+        {
+            assert_eq!(AgentVersion::parse_wire(&beyond.to_wire()), None, "{beyond}");
+        }
         let upper = version(1, 2, 0xab).to_wire().to_uppercase();
         for bad in ["", "1.2.3", &good[1..], &format!("{good}0"), &format!("{good}.1"), &good.replace('0', "+"), &upper]
         {

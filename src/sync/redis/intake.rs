@@ -110,8 +110,9 @@ impl Intake {
         let own_id = self.engine.identity().node_id;
         let mut taken = Taken::default();
         let (mut agents, mut renewed, mut suspicious) = (Vec::new(), Vec::new(), Vec::new());
+        let mut prints = Vec::new();
         for found in found {
-            let Some((agent, remaining, print)) = self.read(&found) else { continue };
+            let Some((mut agent, remaining, print)) = self.read(&found) else { continue };
             if agent.node_id() == own_id {
                 suspicious.push((agent.agent_id, agent.version));
             } else if print.is_some_and(|print| self.strangers.get(&agent.agent_id) == Some(&print))
@@ -120,7 +121,8 @@ impl Intake {
                 renewed.push((agent.agent_id, remaining));
             } else {
                 if let Some(print) = print {
-                    self.strangers.insert(agent.agent_id.clone(), print);
+                    agent.version = self.above_held(&agent);
+                    prints.push((agent.agent_id.clone(), agent.version, print));
                 }
                 agents.push(RemoteAgent { agent, remaining });
             }
@@ -132,6 +134,12 @@ impl Intake {
             self.superseded.0 += absorbed.superseded.len();
             if let Some(last) = absorbed.superseded.into_iter().last() {
                 self.superseded.1 = Some(last);
+            }
+            // Known is only what is here: all else is to be offered again.
+            for (agent_id, version, print) in prints {
+                if self.engine.agent(&agent_id).is_ok_and(|held| held.agent.version == version) {
+                    self.strangers.insert(agent_id, print);
+                }
             }
         }
         taken.is_forked = self.is_of_another_file(&suspicious)?;
@@ -173,6 +181,18 @@ impl Intake {
             })
             .collect();
         Ok(suspicious.iter().any(|(id, version)| ours.get(id).is_none_or(|ours| ours < version)))
+    }
+
+    /// The version of an older client's document, which tells none: above the last one that was seen, wherever the clock
+    /// has been meanwhile.
+    fn above_held(&self, agent: &Agent) -> AgentVersion {
+        let (version, held) = (agent.version, self.engine.agent(&agent.agent_id));
+        match held.map(|held| held.agent.version) {
+            Ok(held) if held.node_id == version.node_id && held.epoch == version.epoch => {
+                AgentVersion { seq: version.seq.max(held.seq.saturating_add(1)), ..version }
+            }
+            _ => version,
+        }
     }
 
     fn holds(&self, agent_id: &AgentId, version: AgentVersion) -> bool {
@@ -235,4 +255,51 @@ impl Intake {
 /// The engine's store failed, or is too busy.
 pub fn store_failure(error: Error) -> Failure {
     Failure::new(FailureClass::Store, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Timestamp;
+    use crate::{Location, Options};
+
+    /// A clock that stands where it was put.
+    #[derive(Debug)]
+    struct At(i64);
+
+    impl Clock for At {
+        fn now(&self) -> Timestamp {
+            Timestamp::from_micros(self.0)
+        }
+
+        fn monotonic(&self) -> Duration {
+            Duration::ZERO
+        }
+    }
+
+    fn of_an_older_client(name: &str) -> Vec<Found> {
+        let document = format!(r#"{{"agent_id":"old","name":"{name}"}}"#).into_bytes();
+        let remaining = Some(Duration::from_secs(600));
+        vec![Found { agent_id: "old".to_owned(), held: None, document: Some(document), remaining }]
+    }
+
+    #[tokio::test]
+    async fn an_older_clients_change_is_taken_once_the_engine_takes_it_and_when_the_clock_jumped_back() {
+        let engine = Engine::open(Options::new(Location::Memory)).unwrap();
+        let name = |engine: &Engine| engine.agent(&AgentId::from_stored("old")).unwrap().agent.name;
+        let mut intake = Intake::new(engine.clone(), Arc::new(At(9_000)));
+        assert_eq!(intake.take(of_an_older_client("first")).await.unwrap().agents, 1);
+        intake.clock = Arc::new(At(5_000));
+        assert_eq!(intake.take(of_an_older_client("second")).await.unwrap().agents, 1);
+        assert_eq!(name(&engine), "second");
+        assert_eq!(intake.take(of_an_older_client("second")).await.unwrap().agents, 0, "it is known");
+
+        let closed = Engine::open(Options::new(Location::Memory)).unwrap();
+        closed.close();
+        intake.engine = closed;
+        assert!(intake.take(of_an_older_client("third")).await.is_err());
+        intake.engine = engine.clone();
+        assert_eq!(intake.take(of_an_older_client("third")).await.unwrap().agents, 1);
+        assert_eq!(name(&engine), "third");
+    }
 }

@@ -13,10 +13,14 @@ use crate::domain::{AgentVersion, Capabilities};
 
 /// `v` if it is a version that a script of ours wrote. What passes here is read by every node: one key that was not
 /// would stop all that want to tell of its agent. Of 75 bytes with these two points the three parts have their widths.
+///
+/// The highest numbers are those that [`AgentVersion::parse_wire`] reads.
 const VERSION: &str = r#"
+local highest = '00253402300799999999'
 local function version(v)
   if v and #v == 75 and string.sub(v, 21, 21) == '.' and string.sub(v, 42, 42) == '.'
-    and string.find(v, '^[0-9]+%.[0-9]+%.[0-9a-f]+[+-]$') then return v end
+    and string.find(v, '^[0-9]+%.[0-9]+%.[0-9a-f]+[+-]$')
+    and string.sub(v, 1, 20) <= highest and string.sub(v, 22, 41) <= highest then return v end
   return false
 end
 "#;
@@ -237,4 +241,15 @@ fn agent_keys(command: &mut Cmd, agent_id: &str) {
 /// Whole milliseconds, at least one: Redis refuses a time to live of none.
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::version::HIGHEST_TOLD;
+
+    #[test]
+    fn the_scripts_know_the_highest_version_that_is_read() {
+        assert!(VERSION.contains(&format!("'{HIGHEST_TOLD:020}'")));
+    }
 }

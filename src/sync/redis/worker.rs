@@ -366,8 +366,7 @@ impl Destination for Redis {
 }
 
 fn parked_entries(engine: &Engine) -> Result<u64, Failure> {
-    let page = engine.parked(Sink::Redis, PageRequest { limit: 1_000, cursor: None }).map_err(store_failure)?;
-    Ok(page.items.len() as u64)
+    engine.parked_count(Sink::Redis).map_err(store_failure)
 }
 
 /// The agent whose bell was rung, and whether an observer rang.
