@@ -11,7 +11,7 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::adopt::CentralRow;
-use super::errors::Trouble;
+use super::errors::{Kind, Trouble};
 use super::fence::as_bigint;
 use super::payload::{self, CentralEvent, Unreadable, encode, from_system_time, to_system_time, uuid};
 use super::session::Session;
@@ -183,7 +183,11 @@ pub async fn insert_events(session: &Session, entries: &[&LedgerEntry]) -> Resul
         (texts(|entry| entry.payer_agent.as_str()), texts(|entry| entry.provider_agent.as_str()));
     let kinds: Vec<&str> = texts(|entry| entry.event.body.kind().as_str());
     let facts: Vec<&[u8]> = entries.iter().map(|entry| entry.event.facts.as_slice()).collect();
-    let rounds: Vec<i32> = entries.iter().map(|entry| i32::try_from(entry.event.round).unwrap_or(i32::MAX)).collect();
+    let round = |entry: &&LedgerEntry| {
+        let beyond = || Trouble::new(Kind::Entry, format!("the round {} does not fit its column", entry.event.round));
+        i32::try_from(entry.event.round).map_err(|_| beyond())
+    };
+    let rounds: Vec<i32> = entries.iter().map(round).collect::<Result<_, _>>()?;
     let payloads: Vec<String> = entries.iter().map(|entry| encode(&entry.event.body)).collect();
     let times: Vec<SystemTime> = entries.iter().map(|entry| to_system_time(entry.event.at)).collect();
     let seqs: Vec<i64> = entries.iter().map(|entry| as_bigint(entry.node_seq)).collect();
