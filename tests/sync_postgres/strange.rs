@@ -106,3 +106,14 @@ fn a_row_or_an_event_larger_than_any_may_be_harms_nobody() {
     let report = verify(&node.close(), &mut |_, _, _| {}).expect("the file opens");
     assert!(report.is_clean(), "{:#?}", report.findings);
 }
+
+#[test]
+fn a_row_without_a_status_harms_nobody() {
+    let market = Market::open();
+    market.sql("ALTER TABLE marketplace_transactions ALTER COLUMN status DROP NOT NULL");
+    market.row("a row without", "NULL", "'[]'");
+    market.row("a row with", "'pending'", "'[]'");
+    let node = market.provider();
+    flows(&market, &node, "a row with");
+    assert!(!holds(&node, "a row without"));
+}
