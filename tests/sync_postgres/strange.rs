@@ -117,3 +117,17 @@ fn a_row_without_a_status_harms_nobody() {
     flows(&market, &node, "a row with");
     assert!(!holds(&node, "a row without"));
 }
+
+#[test]
+fn a_row_whose_adoption_is_refused_harms_nobody() {
+    let market = Market::open();
+    market.row("a refused row", "'pending'", "'[]'");
+    market.row("a row that is taken", "'pending'", "'[]'");
+    market.sql(
+        "ALTER TABLE marketplace_transaction_events
+           ADD CONSTRAINT picky CHECK (transaction_id <> 'a refused row') NOT VALID",
+    );
+    let node = market.provider();
+    flows(&market, &node, "a row that is taken");
+    assert!(!holds(&node, "a refused row"));
+}
