@@ -476,8 +476,8 @@ fn a_copy_that_finds_the_originals_new_agent_only_by_searching_becomes_a_node_of
     let b = Node::start_at(Location::File(copy), &server.url());
     wait("the copy to fork", || b.engine.node_id() != a.engine.node_id());
     wait("the copy to see the new agent", || b.profile("new").is_some_and(|seen| !seen.local));
-    b.register("of the copy", 3_600);
-    wait("the copy's agent at the original", || discovers(&a, "of the copy"));
+    b.register("copied", 3_600);
+    wait("the copy's agent at the original", || discovers(&a, "copied"));
     b.settled();
     for id in ["old", "new"] {
         assert!(a.profile(id).is_some_and(|seen| seen.local), "{id}");

@@ -31,6 +31,7 @@ use self::driver::{Destination, Surroundings, drive, stopping};
 use crate::clock::Clock;
 use crate::domain::AgentId;
 use crate::engine::Engine;
+use crate::engine::replica::{SinkState, SinkStatus};
 use crate::metrics::Metrics;
 
 /// How long to wait before a sink whose task panicked is started again.
@@ -118,7 +119,17 @@ async fn supervise<D: Destination + 'static>(make: impl Fn() -> D, options: Arc<
             bell: Arc::clone(&bell),
         };
         let Err(panic) = tokio::task::spawn_local(drive(make(), surroundings)).await else { return };
-        tracing::error!(sink = D::SINK.as_str(), %panic, "replication stumbled over a mistake of its own; it starts again");
+        let words = "replication stumbled over a mistake of its own; it starts again";
+        tracing::error!(sink = D::SINK.as_str(), %panic, "{words}");
+        options.metrics.sync_failed(D::SINK.as_str(), "panic");
+        // Nobody else says so while it pauses, and what was said last may be that all is well.
+        let sinks = options.engine.sinks();
+        let status = SinkStatus {
+            state: SinkState::Backoff,
+            last_error: Some(words.to_owned()),
+            ..(*sinks.status(D::SINK)).clone()
+        };
+        sinks.publish(D::SINK, status);
         let mut stopped = options.stopped.clone();
         tokio::select! {
             () = tokio::time::sleep(PANIC_PAUSE) => {}

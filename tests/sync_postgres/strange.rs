@@ -106,3 +106,28 @@ fn a_row_or_an_event_larger_than_any_may_be_harms_nobody() {
     let report = verify(&node.close(), &mut |_, _, _| {}).expect("the file opens");
     assert!(report.is_clean(), "{:#?}", report.findings);
 }
+
+#[test]
+fn a_row_without_a_status_harms_nobody() {
+    let market = Market::open();
+    market.sql("ALTER TABLE marketplace_transactions ALTER COLUMN status DROP NOT NULL");
+    market.row("a row without", "NULL", "'[]'");
+    market.row("a row with", "'pending'", "'[]'");
+    let node = market.provider();
+    flows(&market, &node, "a row with");
+    assert!(!holds(&node, "a row without"));
+}
+
+#[test]
+fn a_row_whose_adoption_is_refused_harms_nobody() {
+    let market = Market::open();
+    market.row("a refused row", "'pending'", "'[]'");
+    market.row("a row that is taken", "'pending'", "'[]'");
+    market.sql(
+        "ALTER TABLE marketplace_transaction_events
+           ADD CONSTRAINT picky CHECK (transaction_id <> 'a refused row') NOT VALID",
+    );
+    let node = market.provider();
+    flows(&market, &node, "a row that is taken");
+    assert!(!holds(&node, "a refused row"));
+}

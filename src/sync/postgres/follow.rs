@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_postgres::types::Type;
 
-use super::errors::Trouble;
+use super::errors::{Kind, Trouble};
 use super::merge::{Undo, merge};
 use super::payload::{CentralEvent, Unreadable};
 use super::pull::{Horizon, Interest, Reading, glance, newest_own};
@@ -218,12 +218,28 @@ pub async fn adopt_all(
             return Ok(adopted);
         };
         after = last.as_str().to_owned();
-        match merge(session, &[], &marked, &|_| Ok(None), now).await {
-            Ok(merged) => adopted += merged.adopted,
-            Err(Undo::Trouble(trouble)) => return Err(trouble),
-            Err(Undo::Without(_)) => {}
-        }
         session.commit().await?;
+        let mut pieces = vec![marked];
+        while let Some(piece) = pieces.pop() {
+            session.begin(Access::ReadWrite, SWEEP).await?;
+            match merge(session, &[], &piece, &|_| Ok(None), now).await {
+                Ok(merged) => {
+                    session.commit().await?;
+                    adopted += merged.adopted;
+                }
+                Err(Undo::Trouble(trouble)) if matches!(trouble.kind, Kind::Entry | Kind::Contention) => {
+                    session.rollback().await?;
+                    if let [only] = piece.as_slice() {
+                        // Its row keeps the mark, so that the next sweep comes by it again.
+                        tracing::warn!(transaction_id = %only, reason = %trouble, "a row in PostgreSQL is not adopted");
+                    } else {
+                        pieces.extend(piece.chunks(piece.len().div_ceil(2)).rev().map(<[TransactionId]>::to_vec));
+                    }
+                }
+                Err(Undo::Trouble(trouble)) => return Err(trouble),
+                Err(Undo::Without(_)) => session.rollback().await?,
+            }
+        }
     }
 }
 

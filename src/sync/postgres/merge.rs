@@ -245,7 +245,13 @@ async fn join(
     if there.is_empty() {
         return Ok(Vec::new());
     }
-    let locked = rows::lock(session, there).await?;
+    let (mut locked, mut unreadable) = (Vec::new(), Vec::new());
+    for row in rows::lock(session, there).await? {
+        match row {
+            Ok(row) => locked.push(row),
+            Err(row) => unreadable.push(row),
+        }
+    }
     let mut held: HashMap<String, Result<Vec<LedgerEntry>, String>> = HashMap::new();
     for event in rows::events_of(session, there).await? {
         match event {
@@ -261,9 +267,16 @@ async fn join(
             }
         }
     }
-    let found: HashSet<&str> = locked.iter().map(|row| row.transaction_id.as_str()).collect();
+    let found: HashSet<&str> = locked
+        .iter()
+        .map(|row| row.transaction_id.as_str())
+        .chain(unreadable.iter().map(|row| row.transaction_id.as_str()))
+        .collect();
     if there.iter().any(|id| !found.contains(id) && !groups[id].offers.is_empty()) {
         return Err(Trouble::new(Kind::Contention, "a row of marketplace_transactions was deleted meanwhile").into());
+    }
+    for row in &unreadable {
+        cannot_join(&row.transaction_id, &groups[row.transaction_id.as_str()], &row.reason, merged);
     }
     let mut joined = Vec::new();
     for row in &locked {
@@ -272,16 +285,18 @@ async fn join(
         let held = held.remove(id).unwrap_or_else(|| Ok(Vec::new()));
         match held.and_then(|held| join_one(row, group, held, now, merged)) {
             Ok(one) => joined.push(one),
-            Err(reason) => {
-                let reason = format!("PostgreSQL holds the transaction in a form that cannot be joined: {reason}");
-                group.refuse(UNREADABLE, &reason, &mut merged.refused);
-                if group.offers.is_empty() {
-                    tracing::warn!(transaction_id = id, reason, "a row in PostgreSQL is not adopted");
-                }
-            }
+            Err(reason) => cannot_join(id, group, &reason, merged),
         }
     }
     Ok(joined)
+}
+
+fn cannot_join(id: &str, group: &Group<'_>, reason: &str, merged: &mut Merged) {
+    let reason = format!("PostgreSQL holds the transaction in a form that cannot be joined: {reason}");
+    group.refuse(UNREADABLE, &reason, &mut merged.refused);
+    if group.offers.is_empty() {
+        tracing::warn!(transaction_id = id, reason, "a row in PostgreSQL is not adopted");
+    }
 }
 
 fn join_one(

@@ -7,11 +7,11 @@ use std::collections::HashSet;
 use std::time::SystemTime;
 
 use tokio_postgres::Row;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{FromSql, Type};
 use uuid::Uuid;
 
 use super::adopt::CentralRow;
-use super::errors::Trouble;
+use super::errors::{Kind, Trouble};
 use super::fence::as_bigint;
 use super::payload::{self, CentralEvent, Unreadable, encode, from_system_time, to_system_time, uuid};
 use super::session::Session;
@@ -92,8 +92,24 @@ pub async fn insert(session: &Session, rows: &[NewRow<'_>]) -> Result<Vec<Insert
     Ok(inserted.iter().map(read).collect())
 }
 
+/// A row that cannot be read: a column holds nothing where there has to be something.
+pub struct UnreadableRow {
+    /// The id of its transaction.
+    pub transaction_id: String,
+    /// Why, in words.
+    pub reason: String,
+}
+
+/// A column of a row; `None` where it is null.
+fn column<'a, T: FromSql<'a>>(row: &'a Row, index: usize) -> Result<Option<T>, Trouble> {
+    row.try_get(index).map_err(|error| {
+        let name = row.columns()[index].name();
+        Trouble::new(Kind::Misconfigured, format!("the column {name} in PostgreSQL is of another type: {error}"))
+    })
+}
+
 /// Locks the transactions that are there, in the order of their ids, and reads them.
-pub async fn lock(session: &Session, ids: &[&str]) -> Result<Vec<CentralRow>, Trouble> {
+pub async fn lock(session: &Session, ids: &[&str]) -> Result<Vec<Result<CentralRow, UnreadableRow>>, Trouble> {
     let rows = session
         .query(
             "SELECT transaction_id, created_at, payer_agent, provider_agent, capability, amount::text, currency, status,
@@ -103,19 +119,35 @@ pub async fn lock(session: &Session, ids: &[&str]) -> Result<Vec<CentralRow>, Tr
             &[(&ids, Type::TEXT_ARRAY)],
         )
         .await?;
-    let read = |row: &Row| CentralRow {
-        transaction_id: TransactionId::from_stored(row.get(0)),
-        created_at: from_system_time(row.get(1)),
-        payer_agent: AgentId::from_stored(row.get(2)),
-        provider_agent: AgentId::from_stored(row.get(3)),
-        capability: Capability::from_stored(row.get(4)),
-        amount: row.get(5),
-        currency: Currency::from_stored(row.get(6)),
-        status: row.get(7),
-        context: row.get(8),
-        evidence: row.get(9),
+    rows.iter().map(read_row).collect()
+}
+
+fn read_row(row: &Row) -> Result<Result<CentralRow, UnreadableRow>, Trouble> {
+    let transaction_id: String = column(row, 0)?.unwrap_or_default();
+    let created_at: Option<SystemTime> = column(row, 1)?;
+    let mut texts: [Option<&str>; 6] = [None; 6];
+    for (text, index) in texts.iter_mut().zip(2..) {
+        *text = column(row, index)?;
+    }
+    let (context, evidence) = (column(row, 8)?, column(row, 9)?);
+    let (Some(created_at), [Some(payer), Some(provider), Some(capability), Some(amount), Some(currency), Some(status)]) =
+        (created_at, texts)
+    else {
+        let reason = "a column holds nothing that has to hold something".to_owned();
+        return Ok(Err(UnreadableRow { transaction_id, reason }));
     };
-    Ok(rows.iter().map(read).collect())
+    Ok(Ok(CentralRow {
+        transaction_id: TransactionId::from_stored(&transaction_id),
+        created_at: from_system_time(created_at),
+        payer_agent: AgentId::from_stored(payer),
+        provider_agent: AgentId::from_stored(provider),
+        capability: Capability::from_stored(capability),
+        amount: amount.to_owned(),
+        currency: Currency::from_stored(currency),
+        status: status.to_owned(),
+        context,
+        evidence,
+    }))
 }
 
 /// Which of the transactions are there.
@@ -183,7 +215,11 @@ pub async fn insert_events(session: &Session, entries: &[&LedgerEntry]) -> Resul
         (texts(|entry| entry.payer_agent.as_str()), texts(|entry| entry.provider_agent.as_str()));
     let kinds: Vec<&str> = texts(|entry| entry.event.body.kind().as_str());
     let facts: Vec<&[u8]> = entries.iter().map(|entry| entry.event.facts.as_slice()).collect();
-    let rounds: Vec<i32> = entries.iter().map(|entry| i32::try_from(entry.event.round).unwrap_or(i32::MAX)).collect();
+    let round = |entry: &&LedgerEntry| {
+        let beyond = || Trouble::new(Kind::Entry, format!("the round {} does not fit its column", entry.event.round));
+        i32::try_from(entry.event.round).map_err(|_| beyond())
+    };
+    let rounds: Vec<i32> = entries.iter().map(round).collect::<Result<_, _>>()?;
     let payloads: Vec<String> = entries.iter().map(|entry| encode(&entry.event.body)).collect();
     let times: Vec<SystemTime> = entries.iter().map(|entry| to_system_time(entry.event.at)).collect();
     let seqs: Vec<i64> = entries.iter().map(|entry| as_bigint(entry.node_seq)).collect();
