@@ -396,7 +396,7 @@ const LEAST_RIGHTS: &[&str] = &[
     "+sscan",
     "+scan",
     "+hget",
-    "+hgetall",
+    "+hscan",
     "+hset",
     "+hincrby",
     "+xadd",
