@@ -305,6 +305,22 @@ fn hostile_documents_and_entries_are_noted_and_nothing_of_them_is_taken() {
 }
 
 #[test]
+fn documents_beyond_all_measure_stop_nothing() {
+    let server = RedisServer::start();
+    let large = "x".repeat(2 * 1024 * 1024);
+    for number in 0..40 {
+        let id = format!("large{number}");
+        server.command::<()>(&["SET", &format!("agent:{id}"), &large]);
+        server.command::<()>(&["SADD", "agents:all", &id]);
+    }
+    let (a, b) = (Node::start(&server.url()), Node::start(&server.url()));
+    a.register("thon", 3_600);
+    wait("the agent at B", || discovers(&b, "thon"));
+    wait("notes", || b.status().notes.iter().any(|note| note.contains("40 documents")));
+    b.waits_for_state(SinkState::Live);
+}
+
+#[test]
 fn every_refusal_shows_its_state_and_heals_by_itself() {
     let server = RedisServer::start();
     let a = Node::start(&server.url());

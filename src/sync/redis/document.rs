@@ -29,8 +29,8 @@ use crate::domain::{
 };
 
 /// The longest document that is looked at, in bytes; the longest that we write has 64 KiB of metadata, as much of
-/// capabilities, and a baseline.
-pub const MAX_DOCUMENT_BYTES: usize = 4 * 1024 * 1024;
+/// capabilities, and a full baseline of some 600 KiB.
+pub const MAX_DOCUMENT_BYTES: usize = 1024 * 1024;
 /// The shape of `tradepost`; a reader refuses those it does not know.
 const FORMAT: u32 = 1;
 const HIGHEST_SCORE: f64 = 5.0;

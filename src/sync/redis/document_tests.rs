@@ -60,6 +60,7 @@ fn a_full_baseline_is_read_and_a_larger_one_is_not() {
         let observers = (0..observers as u128).map(|number| (ObserverId::from_bytes(number.to_be_bytes()), most));
         write(&Agent { baseline: observers.collect(), ..agent() })
     };
+    assert!(with(MAX_OBSERVERS).len() < MAX_DOCUMENT_BYTES * 3 / 4, "there is room for metadata and capabilities");
     assert!(read("thon", with(MAX_OBSERVERS).as_bytes(), sighting(30)).is_ok());
     assert!(matches!(read("thon", with(MAX_OBSERVERS + 1).as_bytes(), sighting(30)), Err(Unreadable::Value(_))));
 }

@@ -8,9 +8,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::Pipeline;
+use redis::{Pipeline, Value};
 
-use super::document::{self, Sighting};
+use super::document::{self, MAX_DOCUMENT_BYTES, Sighting};
 use super::keys::{self, HeldVersion};
 use super::link::Link;
 use super::push;
@@ -23,6 +23,9 @@ use crate::sync::state::{Failure, FailureClass};
 
 /// How many documents are asked for at once.
 pub const PAGE: usize = 200;
+/// How many bytes of documents are asked for at once, unless one alone is longer: far less than a server lets wait for a
+/// connection that listens to channels.
+const PAGE_BYTES: usize = 2 * 1024 * 1024;
 /// How many documents that cannot be read are remembered, for people to look at.
 const REMEMBERED: usize = 100;
 
@@ -62,29 +65,59 @@ pub struct Taken {
 pub async fn look(link: &Link, agent_ids: &[String], documents: bool) -> Result<Vec<Found>, Failure> {
     let mut found = Vec::with_capacity(agent_ids.len());
     for ids in agent_ids.chunks(PAGE) {
-        let mut pipeline = Pipeline::with_capacity(ids.len() + 2);
-        pipeline.cmd("MGET").arg(ids.iter().map(|id| keys::version(id)).collect::<Vec<_>>());
-        if documents {
-            pipeline.cmd("MGET").arg(ids.iter().map(|id| keys::document(id)).collect::<Vec<_>>());
-        }
+        let mut texts = if documents { texts(link, ids).await? } else { vec![None; ids.len()] };
+        let mut pipeline = Pipeline::with_capacity(2 * ids.len());
         for id in ids {
+            // One byte more than a version has shows that it is none.
+            pipeline.cmd("GETRANGE").arg(keys::version(id)).arg(0).arg(keys::VERSION_LENGTH);
             pipeline.cmd("PTTL").arg(keys::document(id));
         }
         let mut answers = link.values(&pipeline).await?.into_iter();
         let mut next = || answers.next().unwrap_or_default();
-        let versions: Vec<Option<Vec<u8>>> = link.read(next())?;
-        let mut texts: Vec<Option<Vec<u8>>> = if documents { link.read(next())? } else { vec![None; ids.len()] };
         for (index, id) in ids.iter().enumerate() {
+            let version = bytes_of(next());
             let pttl: i64 = link.read(next())?;
             found.push(Found {
                 agent_id: id.clone(),
-                held: versions.get(index).and_then(Option::as_deref).and_then(HeldVersion::parse),
+                held: version.as_deref().and_then(HeldVersion::parse),
                 document: texts.get_mut(index).and_then(Option::take),
                 remaining: (pttl != -2).then(|| remaining_of(pttl)),
             });
         }
     }
     Ok(found)
+}
+
+/// Asks for documents, in pages by their lengths. Of one that is too long as much comes as shows that.
+async fn texts(link: &Link, ids: &[String]) -> Result<Vec<Option<Vec<u8>>>, Failure> {
+    let mut pipeline = Pipeline::with_capacity(ids.len());
+    for id in ids {
+        pipeline.cmd("STRLEN").arg(keys::document(id));
+    }
+    // A key of another type, which somebody else made, is as good as none.
+    let lengths: Vec<usize> =
+        link.values(&pipeline).await?.into_iter().map(|value| redis::from_redis_value(value).unwrap_or(0)).collect();
+    let mut texts = Vec::with_capacity(ids.len());
+    while texts.len() < ids.len() {
+        let (mut pipeline, mut bytes) = (Pipeline::new(), 0);
+        for (id, length) in ids.iter().zip(&lengths).skip(texts.len()) {
+            bytes += (*length).min(MAX_DOCUMENT_BYTES);
+            if bytes > PAGE_BYTES && !pipeline.is_empty() {
+                break;
+            }
+            pipeline.cmd("GETRANGE").arg(keys::document(id)).arg(0).arg(MAX_DOCUMENT_BYTES);
+        }
+        texts.extend(link.values(&pipeline).await?.into_iter().map(bytes_of));
+    }
+    Ok(texts)
+}
+
+/// What a key holds, if it holds a text at all.
+fn bytes_of(value: Value) -> Option<Vec<u8>> {
+    match value {
+        Value::BulkString(bytes) => Some(bytes).filter(|bytes| !bytes.is_empty()),
+        _ => None,
+    }
 }
 
 /// What comes in, and what is to be known for it from one document to the next.

@@ -32,7 +32,7 @@ pub const CHANGES_LENGTH: usize = 100_000;
 /// How long a version outlives its document.
 pub const VERSION_OUTLIVES: Duration = Duration::from_secs(30 * 24 * 3_600);
 /// How many bytes a version has in Redis: its text and what became of the agent.
-const VERSION_LENGTH: usize = 75;
+pub const VERSION_LENGTH: usize = 75;
 
 /// The key of an agent's document.
 pub fn document(agent_id: &str) -> String {

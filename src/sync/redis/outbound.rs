@@ -165,6 +165,10 @@ impl Redis {
         if theirs.document.is_some() {
             return self.intake.take_theirs(agent_id, theirs).await;
         }
+        if !theirs.remaining.is_zero() {
+            // It is there, and cannot be read.
+            return Ok(Taken::default());
+        }
         // It was registered anew elsewhere and is gone there. Ours ends with it; whoever runs it here registers again.
         if let AgentChange::Put { agent, .. } = change {
             let gone = Agent { version: held.version(), ..Agent::clone(agent) };

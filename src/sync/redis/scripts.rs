@@ -14,6 +14,8 @@ use crate::domain::{AgentVersion, Capabilities};
 /// `v` if it is a version that a script of ours wrote. What passes here is read by every node: one key that was not
 /// would stop all that want to tell of its agent. Of 75 bytes with these two points the three parts have their widths.
 ///
+/// And `document`, unless it is longer than any that is read: many such answers would break the connection.
+///
 /// The highest numbers are those that [`AgentVersion::parse_wire`] reads.
 const VERSION: &str = r#"
 local highest = '00253402300799999999'
@@ -22,6 +24,10 @@ local function version(v)
     and string.find(v, '^[0-9]+%.[0-9]+%.[0-9a-f]+[+-]$')
     and string.sub(v, 1, 20) <= highest and string.sub(v, 22, 41) <= highest then return v end
   return false
+end
+local function brief(document)
+  if document and #document <= 1048576 then return document end
+  return ''
 end
 "#;
 
@@ -43,11 +49,11 @@ local id, mine, text = ARGV[1], ARGV[2] .. '+', ARGV[3]
 local held = version(redis.call('GET', KEYS[2]))
 local there = redis.call('GET', KEYS[1])
 if held and held ~= mine and string.sub(held, 1, 74) >= ARGV[2] then
-  return {'newer', held, there or '', redis.call('PTTL', KEYS[1])}
+  return {'newer', held, brief(there), redis.call('PTTL', KEYS[1])}
 end
 local same = there == text
 if held == mine and there and not same and ARGV[7] == '0' and string.find(there, ARGV[2], 1, true) then
-  return {'differs', held, there, redis.call('PTTL', KEYS[1])}
+  return {'differs', held, brief(there), redis.call('PTTL', KEYS[1])}
 end
 if there and not same then unlist(there, id) end
 redis.call('SADD', KEYS[3], id)
@@ -69,7 +75,7 @@ local held = version(redis.call('GET', KEYS[2]))
 if held == mine then return {'pushed'} end
 local there = redis.call('GET', KEYS[1])
 if held and string.sub(held, 1, 74) >= ARGV[2] then
-  return {'newer', held, there or '', redis.call('PTTL', KEYS[1])}
+  return {'newer', held, brief(there), redis.call('PTTL', KEYS[1])}
 end
 -- With no version there, a document without `tradepost` is the registration of an older client since.
 if there and (held or string.find(there, '"tradepost"', 1, true)) then
@@ -89,7 +95,7 @@ local mine = ARGV[1] .. '+'
 local held = version(redis.call('GET', KEYS[2]))
 local there = redis.call('GET', KEYS[1])
 if held and held ~= mine and string.sub(held, 1, 74) >= ARGV[1] then
-  return {'newer', held, there or '', redis.call('PTTL', KEYS[1])}
+  return {'newer', held, brief(there), redis.call('PTTL', KEYS[1])}
 end
 if held ~= mine or not there or not string.find(there, ARGV[1], 1, true) then return {'missing'} end
 local keep = tonumber(ARGV[2]) + tonumber(ARGV[3])
@@ -247,9 +253,11 @@ fn millis(duration: Duration) -> u64 {
 mod tests {
     use super::*;
     use crate::domain::version::HIGHEST_TOLD;
+    use crate::sync::redis::document::MAX_DOCUMENT_BYTES;
 
     #[test]
-    fn the_scripts_know_the_highest_version_that_is_read() {
+    fn the_scripts_know_the_highest_version_and_the_longest_document_that_are_read() {
         assert!(VERSION.contains(&format!("'{HIGHEST_TOLD:020}'")));
+        assert!(VERSION.contains(&format!("#document <= {MAX_DOCUMENT_BYTES} ")));
     }
 }

@@ -12,7 +12,7 @@ use super::link::Answer;
 pub struct Theirs {
     /// The version that Redis remembers.
     pub held: HeldVersion,
-    /// The document, if there is one.
+    /// The document, if there is one that is not too long.
     pub document: Option<Vec<u8>>,
     /// How long it lives yet.
     pub remaining: Duration,
