@@ -413,6 +413,8 @@ const LEAST_RIGHTS: &[&str] = &[
     "+scan",
     "+hget",
     "+hscan",
+    "+strlen",
+    "+getrange",
     "+hset",
     "+hincrby",
     "+xadd",
