@@ -12,6 +12,9 @@ use crate::domain::{AgentId, Capability};
 
 /// How many minutes before the current one count.
 pub const WINDOW_MINUTES: u32 = 60;
+/// The most providers and capabilities that are counted at a time; those that come later go by as if they had no load. It
+/// bounds what a flood of made-up names can take of the memory.
+const MAX_WINDOWS: usize = 100_000;
 
 type Key = (AgentId, Capability);
 
@@ -49,7 +52,11 @@ impl Loads {
         count: u32,
     ) {
         let key = (provider.clone(), capability.clone());
-        let mut window: Vec<(u32, u32)> = self.windows.get(&key).map(|window| window.to_vec()).unwrap_or_default();
+        let mut window: Vec<(u32, u32)> = match self.windows.get(&key) {
+            Some(window) => window.to_vec(),
+            None if self.windows.len() >= MAX_WINDOWS => return,
+            None => Vec::new(),
+        };
         match window.binary_search_by_key(&minute, |(at, _)| *at) {
             Ok(found) => window[found].1 = window[found].1.saturating_add(count),
             Err(place) => {
@@ -105,5 +112,23 @@ mod tests {
         assert_eq!(loads.count(&provider, &capability, 100), 3);
         loads.drop_before_window(&mut minutes, 500);
         assert!(loads.windows.is_empty() && minutes.touched.is_empty());
+    }
+
+    #[test]
+    fn a_flood_of_names_is_counted_up_to_a_bound_and_makes_room_again() {
+        let (mut loads, mut minutes) = (Loads::default(), LoadMinutes::default());
+        let sql = Capability::from_stored("sql");
+        let provider = |number: usize| AgentId::from_stored(&format!("p{number}"));
+        for number in 0..MAX_WINDOWS + 10 {
+            loads.add(&mut minutes, &provider(number), &sql, 100, 1);
+        }
+        assert_eq!(loads.windows.len(), MAX_WINDOWS);
+        loads.add(&mut minutes, &provider(0), &sql, 101, 1);
+        assert_eq!(loads.count(&provider(0), &sql, 101), 2, "who is counted goes on being counted");
+        assert_eq!(loads.count(&provider(MAX_WINDOWS), &sql, 101), 0);
+        loads.drop_before_window(&mut minutes, 161);
+        assert_eq!(loads.windows.len(), 1);
+        loads.add(&mut minutes, &provider(MAX_WINDOWS), &sql, 161, 1);
+        assert_eq!(loads.count(&provider(MAX_WINDOWS), &sql, 161), 1);
     }
 }

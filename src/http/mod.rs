@@ -7,6 +7,7 @@
 //! Every route is registered together with its description, so that the OpenAPI document and the handlers cannot
 //! disagree. This module knows the engine and the domain; the store and the sinks it never sees.
 
+mod answers;
 mod body;
 mod call;
 mod dto;

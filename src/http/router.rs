@@ -5,11 +5,12 @@ use std::sync::LazyLock;
 use axum::Router;
 use axum::extract::{MatchedPath, Request};
 use axum::http::Method;
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::answers::{Answers, bound};
 use super::call::Progress;
 use super::gate::Gate;
 use super::handlers::{agents, batch, discovery, export, ledger, operations};
@@ -31,6 +32,7 @@ pub(crate) fn router_within(api: Api, limits: &Limits) -> Router {
     let routes = routes
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
+        .layer(from_fn_with_state(Answers::default(), bound))
         .layer(from_fn(note_route))
         .with_state(api.clone());
     // The gate stands before routing, so that a stranger does not learn which routes there are.

@@ -1,0 +1,115 @@
+//! Answers, bounded together: what clients ask for and do not read must not fill the memory.
+//!
+//! Small answers are as many as there are connections. Larger ones share a budget until they are sent; a read that finds
+//! it used up is answered 503 instead. The answer to a write is always given: it was done.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::{Request, State};
+use axum::http::Method;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use hyper::body::{Frame, SizeHint};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::problem::{Code, Problem};
+
+const KIB: u64 = 1024;
+/// An answer up to this size takes nothing of the budget.
+const SMALL: u64 = 64 * KIB;
+/// How much larger answers may come to at a time.
+const BUDGET: u32 = 64 * 1024;
+
+/// What is left for answers, in KiB.
+#[derive(Debug, Clone)]
+pub(crate) struct Answers(Arc<Semaphore>);
+
+impl Default for Answers {
+    fn default() -> Self {
+        Self::of(BUDGET)
+    }
+}
+
+impl Answers {
+    fn of(kib: u32) -> Self {
+        Self(Arc::new(Semaphore::new(kib as usize)))
+    }
+}
+
+/// Gives an answer its share until it is sent.
+pub(crate) async fn bound(State(answers): State<Answers>, request: Request, next: Next) -> Response {
+    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+    let response = next.run(request).await;
+    let bytes = response.body().size_hint().lower();
+    if bytes <= SMALL {
+        return response;
+    }
+    // One that is larger than all there is has it for itself.
+    let share = u32::try_from(bytes.div_ceil(KIB)).unwrap_or(BUDGET).min(BUDGET);
+    match answers.0.try_acquire_many_owned(share) {
+        Ok(share) => response.map(|body| Body::new(Sending { body, _share: share })),
+        Err(_) if is_read => {
+            Problem::new(Code::Overloaded, "too many large answers are being sent; try again shortly").into_response()
+        }
+        Err(_) => response,
+    }
+}
+
+/// A body on its way out, with its share of the budget.
+struct Sending {
+    body: Body,
+    _share: OwnedSemaphorePermit,
+}
+
+impl HttpBody for Sending {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::http::StatusCode;
+    use axum::middleware::from_fn_with_state;
+    use axum::routing::get;
+    use tower::ServiceExt;
+
+    use super::*;
+
+    async fn ask(router: &Router, method: Method, path: &str) -> Response {
+        let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+        router.clone().oneshot(request).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn large_answers_share_a_budget_until_they_are_gone() {
+        let large = || async { vec![b'x'; 100 * 1024] };
+        let router = Router::new()
+            .route("/large", get(large).post(large))
+            .route("/small", get(|| async { vec![b'x'; 64 * 1024] }))
+            .layer(from_fn_with_state(Answers::of(250), bound));
+        let first = ask(&router, Method::GET, "/large").await;
+        let second = ask(&router, Method::GET, "/large").await;
+        assert_eq!((first.status(), second.status()), (StatusCode::OK, StatusCode::OK));
+        assert_eq!(ask(&router, Method::GET, "/large").await.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(ask(&router, Method::POST, "/large").await.status(), StatusCode::OK, "it was done");
+        assert_eq!(ask(&router, Method::GET, "/small").await.status(), StatusCode::OK);
+        drop(first);
+        assert_eq!(ask(&router, Method::GET, "/large").await.status(), StatusCode::OK);
+    }
+}
