@@ -56,8 +56,11 @@ fn ledger(events: usize, report: &mut Report) {
         after as f64 / MIB
     );
     sidecar.stop();
-    let copied = copy(&postgres);
+    let tenths = copy(&postgres);
+    let copied = tenths.iter().sum();
     crate::report::note("the same rows by COPY", events, copied);
+    let copy_slows = tenths[0].as_secs_f64() / tenths[9].as_secs_f64();
+    eprintln!("by COPY, the last tenth comes at {copy_slows:.2} times the rate of the first");
     let growth = after.saturating_sub(before) as f64 / MIB;
     report.figure(format!("memory for draining {events} events, MiB"), growth, Bound::AtMost(64.0));
     let copying = events as f64 / copied.as_secs_f64();
@@ -125,19 +128,30 @@ impl Drain {
     }
 }
 
-/// The rows of both tables once more, by `COPY` into the same tables, emptied.
-fn copy(postgres: &Postgres) -> Duration {
-    let file = postgres.directory().join("copy");
-    let both = |direction: &str| {
-        format!(
-            "COPY marketplace_transactions {direction} '{0}1'; \
-             COPY marketplace_transaction_events ({EVENT_COLUMNS}) {direction} '{0}2'",
-            file.display()
-        )
-    };
-    postgres.sql("market", &both("TO"));
+/// The rows of both tables once more, by `COPY` into the same tables, emptied; how long each tenth takes.
+fn copy(postgres: &Postgres) -> Vec<Duration> {
+    let tables =
+        [("marketplace_transactions", "*", "created_at"), ("marketplace_transaction_events", EVENT_COLUMNS, "id")];
+    let file = |table: &str, tenth: u32| postgres.directory().join(format!("{table}.{tenth}"));
+    for (table, columns, order) in tables {
+        for tenth in 1..=10 {
+            let columns_of_table = match columns {
+                "*" => "(t).*".to_owned(),
+                columns => columns.split(", ").map(|column| format!("(t).{column}")).collect::<Vec<_>>().join(", "),
+            };
+            let part = format!("SELECT t, ntile(10) OVER (ORDER BY {order}) AS tenth FROM {table} t");
+            let rows = format!("SELECT {columns_of_table} FROM ({part}) p WHERE tenth = {tenth}");
+            postgres.sql("market", &format!("COPY ({rows}) TO '{}'", file(table, tenth).display()));
+        }
+    }
     postgres.sql("market", "TRUNCATE marketplace_transactions, marketplace_transaction_events");
-    let began = Instant::now();
-    postgres.sql("market", &both("FROM"));
-    began.elapsed()
+    let copy_tenth = |tenth| {
+        let began = Instant::now();
+        for (table, columns, _) in tables {
+            let columns = if columns == "*" { String::new() } else { format!("({columns})") };
+            postgres.sql("market", &format!("COPY {table} {columns} FROM '{}'", file(table, tenth).display()));
+        }
+        began.elapsed()
+    };
+    (1..=10).map(copy_tenth).collect()
 }
