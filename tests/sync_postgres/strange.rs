@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use tradepost::domain::{CopyNumber, TransactionId};
-use tradepost::engine::replica::SinkState;
+use tradepost::domain::{CopyNumber, Decision, Sink, TransactionId};
+use tradepost::engine::replica::{SinkRequest, SinkState};
 use tradepost::store::verify;
 
 use super::common::postgres::Postgres;
@@ -24,8 +24,14 @@ struct Market {
 impl Market {
     /// With its tables, which nobody follows yet.
     fn open() -> Self {
+        Self::open_encoded("UTF8")
+    }
+
+    /// The same in another encoding.
+    fn open_encoded(encoding: &str) -> Self {
         let server = Postgres::start();
-        let url = server.database("market");
+        server.sql("postgres", &format!("CREATE DATABASE market ENCODING '{encoding}' TEMPLATE template0"));
+        let url = server.url("market");
         let market = Self { server, url, home: tempfile::tempdir().expect("there is room") };
         let first = Node::start(&market.file("first"), "mira", &market.url);
         wait_for("the tables", || (first.state() == SinkState::Live).then_some(()));
@@ -116,6 +122,97 @@ fn a_row_without_a_status_harms_nobody() {
     let node = market.provider();
     flows(&market, &node, "a row with");
     assert!(!holds(&node, "a row without"));
+}
+
+#[test]
+fn an_event_that_lacks_something_is_passed_over_and_the_rest_flows_on() {
+    let market = Market::open();
+    market.row("a row", "'pending'", "'[]'");
+    let node = market.provider();
+    flows(&market, &node, "a row");
+    market.sql("ALTER TABLE marketplace_transaction_events DROP CONSTRAINT marketplace_transaction_events_pkey");
+    // Whoever looks for what is new finds an event by its xid; whose id it has nobody can take away.
+    let columns = [
+        "event_id",
+        "transaction_id",
+        "payer_agent",
+        "recorded_by",
+        "facts",
+        "kind",
+        "round",
+        "payload",
+        "occurred_at",
+        "node_id",
+        "node_seq",
+        "hash",
+    ];
+    for column in columns {
+        market.sql(&format!(
+            "ALTER TABLE marketplace_transaction_events ALTER COLUMN {column} DROP NOT NULL;
+             CREATE TEMP TABLE event AS SELECT * FROM marketplace_transaction_events
+              WHERE transaction_id = 'a row' AND kind = 'recorded' AND event_id IS NOT NULL LIMIT 1;
+             ALTER TABLE event DROP COLUMN xid, DROP COLUMN id;
+             UPDATE event SET event_id = gen_random_uuid();
+             UPDATE event SET {column} = NULL;
+             INSERT INTO marketplace_transaction_events SELECT * FROM event;"
+        ));
+    }
+    let lacking = "SELECT count(*) FROM marketplace_transaction_events e WHERE e.* IS NULL OR NOT e.* IS NOT NULL";
+    assert_eq!(market.sql(lacking), columns.len().to_string());
+    market.sql("CREATE UNIQUE INDEX ON marketplace_transaction_events (event_id)");
+
+    let other = Node::start(&market.file("a"), "genesis", &market.url);
+    other.record("last", "genesis", "thon", "1");
+    wait_for("what comes last", || holds(&node, "last").then_some(()));
+    node.engine.decide(TransactionId::from_stored("a row"), Decision::Settle, None).wait().expect("it is pending");
+    wait_for("a decision on what cannot be read to be set aside", || (node.parked() == 1).then_some(()));
+    node.record("own-again", "thon", "genesis", "1");
+    wait_for("our own", || holds(&other, "own-again").then_some(()));
+}
+
+#[test]
+fn text_that_is_none_is_passed_over_and_the_rest_flows_on() {
+    let market = Market::open_encoded("SQL_ASCII");
+    market.row("a row", "'pending'", "'[]'");
+    market.row("a row with text", "'pending'", "'[]'");
+    market.sql(
+        "INSERT INTO marketplace_transactions
+         SELECT id, created_at, payer_agent, provider_agent, capability || E'\\xff', amount, currency, status, context, evidence
+           FROM marketplace_transactions t, unnest(ARRAY['a row without text', E'a row \\xff']) id
+          WHERE t.transaction_id = 'a row'",
+    );
+    let node = market.provider();
+    flows(&market, &node, "a row with text");
+    assert!(!holds(&node, "a row without text"));
+    for column in ["kind", "payer_agent", "transaction_id"] {
+        market.sql(&format!(
+            "CREATE TEMP TABLE event AS SELECT * FROM marketplace_transaction_events
+              WHERE transaction_id = 'a row' AND kind = 'recorded' LIMIT 1;
+             ALTER TABLE event DROP COLUMN xid, DROP COLUMN id;
+             UPDATE event SET event_id = gen_random_uuid(), {column} = E'\\xff';
+             INSERT INTO marketplace_transaction_events SELECT * FROM event;"
+        ));
+    }
+    let other = Node::start(&market.file("a"), "genesis", &market.url);
+    other.record("last", "genesis", "thon", "1");
+    wait_for("what comes last", || holds(&node, "last").then_some(()));
+}
+
+#[test]
+fn a_column_of_another_type_halts_the_sink_and_says_which() {
+    let market = Market::open();
+    market.sql("ALTER TABLE marketplace_transaction_events ALTER COLUMN round TYPE BIGINT");
+    let node = Node::start(&market.file("a"), "genesis", &market.url);
+    node.record("t1", "genesis", "thon", "1");
+    let other = Node::start(&market.file("b"), "thon", &market.url);
+    let status = wait_for("the fault to show", || {
+        let status = other.engine.sinks().status(Sink::Postgres);
+        (status.state == SinkState::Halted).then_some(status)
+    });
+    assert!(status.last_error.as_ref().is_some_and(|words| words.contains("round")), "{status:?}");
+    market.sql("ALTER TABLE marketplace_transaction_events ALTER COLUMN round TYPE INT");
+    other.ask(SinkRequest::Retry);
+    wait_for("the transaction", || holds(&other, "t1").then_some(()));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::errors::{Kind, Trouble};
 use super::merge::{Undo, merge};
 use super::payload::{CentralEvent, Unreadable};
 use super::pull::{Horizon, Interest, Reading, glance, newest_own};
-use super::session::{Access, Limits, Session};
+use super::session::{Access, Limits, Session, column};
 use super::worker::{Link, Postgres};
 use crate::domain::{AgentId, Canary, PostgresState, TransactionId};
 
@@ -257,5 +257,15 @@ async fn marked_after(session: &Session, agents: &[AgentId], after: &str) -> Res
             &[(&agents, Type::TEXT_ARRAY), (&after, Type::TEXT), (&ADOPTED_AT_ONCE, Type::INT8)],
         )
         .await?;
-    Ok(rows.iter().map(|row| TransactionId::from_stored(row.get(0))).collect())
+    let mut marked = Vec::with_capacity(rows.len());
+    for row in &rows {
+        match column(row, 0) {
+            Ok(id) => marked.push(TransactionId::from_stored(id)),
+            Err(trouble) if trouble.kind == Kind::Entry => {
+                tracing::warn!(reason = %trouble, "a row in PostgreSQL is not adopted");
+            }
+            Err(trouble) => return Err(trouble),
+        }
+    }
+    Ok(marked)
 }
