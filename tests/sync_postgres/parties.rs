@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use tradepost::domain::{Decision, ResolutionOutcome, TransactionStatus};
+use tradepost::domain::{Decision, ResolutionOutcome, Sink, TransactionStatus};
+use tradepost::engine::PageRequest;
 use tradepost::engine::replica::{SinkRequest, SinkState};
 
 use super::common::postgres::{Bouncer, Postgres};
@@ -211,7 +212,7 @@ fn a_copied_file_becomes_a_node_of_its_own_and_nothing_is_lost() {
         assert_eq!(events_of(node, ["t1", "only-a", "only-copy"]), market.events());
     }
     assert_eq!(market.row("t1"), "disputed|[\"from the copy\"]");
-    let notes = copy.engine.sinks().status(tradepost::domain::Sink::Postgres).notes.join(" ");
+    let notes = copy.engine.sinks().status(Sink::Postgres).notes.join(" ");
     assert!(notes.contains("copy"), "it is reported: {notes}");
 }
 
@@ -425,4 +426,29 @@ fn a_resync_repairs_what_somebody_broke() {
     wait_for("the repair", || (market.events().is_superset(&before)).then_some(()));
     assert!(market.row("t3").starts_with("pending|"));
     a.drained();
+}
+
+#[test]
+fn what_is_locked_just_when_it_is_tried_again_is_not_forgotten() {
+    let market = Market::open();
+    let a = Node::start(&market.file("a"), "genesis", &market.url);
+    a.record("t1", "genesis", "thon", "1");
+    a.drained();
+    market.sql("ALTER TABLE marketplace_transaction_events ADD CONSTRAINT calm CHECK (kind <> 'settled')");
+    a.decide("t1", Decision::Settle);
+    wait_for("the decision to be parked", || (a.parked() == 1).then_some(()));
+    market.sql("ALTER TABLE marketplace_transaction_events DROP CONSTRAINT calm");
+    let runtime = super::access::runtime();
+    let other = runtime.block_on(super::book::session(&market.url));
+    let lock = "BEGIN; SELECT FROM marketplace_transactions WHERE transaction_id = 't1' FOR UPDATE";
+    runtime.block_on(other.batch(lock)).expect("it is locked");
+    a.ask(SinkRequest::Retry);
+    wait_for("it to be tried", || {
+        let page = PageRequest { limit: 1, cursor: None };
+        let parked = a.engine.parked(Sink::Postgres, page).expect("the store answers").items;
+        (parked.first()?.code == "55P03").then_some(())
+    });
+    runtime.block_on(other.batch("COMMIT")).expect("it lets go");
+    wait_for("nothing to be parked", || (a.parked() == 0).then_some(()));
+    a.is_central("t1");
 }

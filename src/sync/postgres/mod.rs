@@ -9,6 +9,7 @@ pub mod errors;
 pub mod fence;
 mod follow;
 pub mod merge;
+mod parked;
 pub mod payload;
 mod place;
 pub mod pull;
