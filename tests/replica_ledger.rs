@@ -16,7 +16,9 @@ use tradepost::domain::{
     AgentId, CopyNumber, Currency, Decision, EventBody, EventId, LedgerEntry, NewTransaction, NodeId,
     ResolutionOutcome, Timestamp, Transaction, TransactionStatus,
 };
-use tradepost::engine::replica::{Absorbed, ForkReason, ParkedEntry, ParkedKey, PostgresState, Sink};
+use tradepost::engine::replica::{
+    Absorbed, ForkReason, ParkedEntry, ParkedKey, PostgresState, RedisState, Saved, Sink,
+};
 use tradepost::metrics::Metrics;
 use tradepost::store::verify;
 use tradepost::{Balance, Engine, Error, Location, Options, PageRequest, Precondition, TransactionFilter};
@@ -67,6 +69,11 @@ impl Node {
 
     fn get(&self, id: &str) -> Transaction {
         self.engine.transaction(&transaction_id(id)).unwrap()
+    }
+
+    /// Writes cursors of PostgreSQL down.
+    fn save(&self, state: PostgresState) {
+        assert_eq!(self.engine.save_postgres(self.engine.node_id(), state).wait().unwrap(), Saved::Yes);
     }
 
     fn absorb(&self, entries: Vec<LedgerEntry>) -> Absorbed {
@@ -291,11 +298,11 @@ fn finality_follows_what_postgresql_acknowledges() {
     a.record("t2", "1");
     b.absorb(a.entries());
     let state = |acked_seq| PostgresState { acked_seq, fence_hash: [1; 32], ..PostgresState::default() };
-    a.engine.save_postgres(state(1)).wait().unwrap();
+    a.save(state(1));
     assert_eq!((finality(&a, "t1"), finality(&a, "t2")), (Finality::Central, Finality::Local));
     a.decide("t1", Decision::Settle).unwrap();
     assert_eq!(finality(&a, "t1"), Finality::Local);
-    a.engine.save_postgres(state(3)).wait().unwrap();
+    a.save(state(3));
     assert_eq!(finality(&a, "t1"), Finality::Central);
     let parked = |seq| ParkedEntry {
         key: ParkedKey::Seq(seq),
@@ -316,9 +323,9 @@ fn finality_follows_what_postgresql_acknowledges() {
 
     // What came from PostgreSQL is there; what came from elsewhere has yet to be offered.
     assert_eq!(finality(&b, "t1"), Finality::Local);
-    b.engine.save_postgres(PostgresState { acked_copies: 2, ..state(0) }).wait().unwrap();
+    b.save(PostgresState { acked_copies: 2, ..state(0) });
     assert_eq!(finality(&b, "t1"), Finality::Central);
-    let absorbed = b.engine.absorb(a.entries(), Some(state(0))).wait().unwrap();
+    let absorbed = b.engine.absorb(a.entries(), Some((b.engine.node_id(), state(0)))).wait().unwrap();
     assert_eq!((absorbed.new_events, absorbed.acked_copies), (1, 3));
     assert_eq!(finality(&b, "t1"), Finality::Central);
     assert_eq!(b.engine.postgres_state().unwrap(), PostgresState { acked_copies: 3, ..state(0) });
@@ -341,10 +348,33 @@ fn the_agents_that_are_followed_are_those_registered_here_ever() {
     assert_eq!(followed(&a), [("idle".to_owned(), false), ("thon".to_owned(), false)]);
     a.engine.cover(vec![agent_id("thon"), agent_id("stranger")]).wait().unwrap();
     assert_eq!(followed(&a)[1], ("thon".to_owned(), true));
-    a.engine.save_postgres(PostgresState { restarted: true, ..PostgresState::default() }).wait().unwrap();
+    a.save(PostgresState { restarted: true, ..PostgresState::default() });
     assert_eq!(followed(&a)[1], ("thon".to_owned(), false));
     assert!(followed(&b).is_empty());
     a.assert_clean();
+}
+
+#[test]
+fn cursors_that_are_on_their_way_when_a_node_gets_another_id_are_not_written() {
+    let (a, b) = (Node::new(1), Node::new(2));
+    a.record("t1", "1");
+    b.record("t2", "1");
+    let earlier = b.engine.node_id();
+    let postgres = PostgresState { acked_seq: 1, snapshot: Some("7:7:".to_owned()), ..PostgresState::default() };
+    let redis = RedisState { acked_change_seq: 9, nonce: Some("nonce".to_owned()), ..RedisState::default() };
+    assert_eq!(b.engine.save_redis(earlier, redis.clone()).wait().unwrap(), Saved::Yes);
+    b.save(postgres.clone());
+
+    b.engine.fork(ForkReason::Registry).wait().unwrap();
+    let set_back = (b.engine.postgres_state().unwrap(), b.engine.redis_state().unwrap());
+    assert_eq!(set_back.0, PostgresState { restarted: true, ..PostgresState::default() });
+    assert_eq!(set_back.1, RedisState { acked_change_seq: 0, ..redis.clone() });
+    assert_eq!(b.engine.save_postgres(earlier, postgres.clone()).wait().unwrap(), Saved::Outdated);
+    assert_eq!(b.engine.save_redis(earlier, redis).wait().unwrap(), Saved::Outdated);
+    let absorbed = b.engine.absorb(a.entries(), Some((earlier, postgres))).wait().unwrap();
+    assert_eq!((absorbed.new_events, absorbed.outdated), (1, true), "what came along is taken in");
+    assert_eq!((b.engine.postgres_state().unwrap(), b.engine.redis_state().unwrap()), set_back);
+    assert_eq!(b.get("t2").finality, Finality::Local);
 }
 
 #[test]

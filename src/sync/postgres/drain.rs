@@ -12,7 +12,7 @@ use super::parked::ParkedRun;
 use super::push::{MAX_BYTES, MAX_EVENTS, Push, Pushed, Window, waiting_for_locks};
 use super::session::Session;
 use super::worker::{Link, Postgres};
-use crate::domain::{CopyNumber, LogPosition, ParkedEntry, ParkedKey, PostgresState, Sink};
+use crate::domain::{CopyNumber, LogPosition, NodeId, ParkedEntry, ParkedKey, PostgresState, Sink};
 
 /// How often an entry may stand in the way before it is set aside.
 const STRIKES: u32 = 3;
@@ -79,13 +79,13 @@ impl Postgres {
     /// Pushes one batch of what comes first.
     pub(super) async fn push_some(&mut self, link: &mut Link) -> Result<Drained, Trouble> {
         let fence = link.fence.expect("our place was taken before");
-        let state = self.engine.postgres_state()?;
+        let (node_id, state) = self.cursors()?;
         if let Some(batch) = self.next_batch(&state, fence)? {
-            return self.push_batch(link, fence, batch).await;
+            return self.push_batch(link, node_id, fence, batch).await;
         }
         if state.restarted {
             // All was offered again; what was refused before may have got through.
-            self.engine.save_postgres(PostgresState { restarted: false, ..state }).await?;
+            self.save(node_id, PostgresState { restarted: false, ..state }).await?;
             self.drain.retry_all();
             return Ok(Drained { pushed: 0, more: true });
         }
@@ -114,7 +114,13 @@ impl Postgres {
         Ok(Some(Batch { offers: offers.collect(), to: fence, after }))
     }
 
-    async fn push_batch(&mut self, link: &mut Link, fence: LogPosition, batch: Batch) -> Result<Drained, Trouble> {
+    async fn push_batch(
+        &mut self,
+        link: &mut Link,
+        node_id: NodeId,
+        fence: LogPosition,
+        batch: Batch,
+    ) -> Result<Drained, Trouble> {
         let Batch { mut offers, to, after } = batch;
         let all = offers.len();
         let mut refused = Vec::new();
@@ -137,7 +143,7 @@ impl Postgres {
         self.set_aside_and_commit(session, &refused).await?;
         link.fence = Some(to);
         self.follow.wrote(pushed.xid);
-        self.engine.save_postgres(after).await?;
+        self.save(node_id, after).await?;
         self.ring_for(offers.iter().map(|offer| &offer.entry));
         self.report_conflicts(pushed.conflicts).await?;
         self.drain.limit = (self.drain.limit * 2).min(MAX_EVENTS);
@@ -216,8 +222,8 @@ impl Postgres {
     pub(super) async fn report_conflicts(&mut self, conflicts: Vec<Conflict>) -> Result<(), Trouble> {
         for Conflict { transaction_id, facts, central } in conflicts {
             tracing::error!(%transaction_id, "the id is taken by another transaction in PostgreSQL, which stays");
-            let state = self.engine.postgres_state()?;
-            self.engine.absorb(central, Some(state)).await?;
+            let (node_id, state) = self.cursors()?;
+            self.absorb(central, node_id, state).await?;
             self.engine.central_row(transaction_id, facts).await?;
         }
         Ok(())

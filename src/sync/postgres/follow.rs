@@ -11,7 +11,7 @@ use super::payload::{CentralEvent, Unreadable};
 use super::pull::{Horizon, Interest, Reading, glance, newest_own};
 use super::session::{Access, Limits, Session, column};
 use super::worker::{Link, Postgres};
-use crate::domain::{AgentId, Canary, PostgresState, TransactionId};
+use crate::domain::{AgentId, Canary, NodeId, PostgresState, TransactionId};
 
 /// How many own pushes are left out of a read.
 const MAX_OWN: usize = 1_000;
@@ -84,14 +84,14 @@ impl Postgres {
         let session = link.session().await?;
         self.sweep(session, &covered, &new).await?;
 
-        let mut state = self.engine.postgres_state()?;
+        let (node_id, mut state) = self.cursors()?;
         let stored = state.clone();
         if let Some(further) = &self.follow.further {
             state.snapshot = Some(further.clone());
         }
         let identity = self.engine.identity();
         session.begin(Access::Snapshot, Limits::default()).await?;
-        let seen = glance(session, identity.node_id, state.canary, may_identify).await?;
+        let seen = glance(session, node_id, state.canary, may_identify).await?;
         let is_ours = super::pull::break_in_history(&state, &seen).is_none()
             && seen.fence.unwrap_or_default() == {
                 let seq = stored.acked_seq;
@@ -99,7 +99,7 @@ impl Postgres {
             };
         if !is_ours {
             session.commit().await?;
-            link.fence = Some(self.settle(state, &seen).await?);
+            link.fence = Some(self.settle(node_id, state, &seen).await?);
             return Ok(Followed { pulled: 0, more: true });
         }
 
@@ -108,10 +108,10 @@ impl Postgres {
         if is_restarted {
             horizon = horizon.earlier_by(READ_AGAIN);
         }
-        let mut recorded_by = vec![identity.node_id];
+        let mut recorded_by = vec![node_id];
         recorded_by.extend(&identity.earlier);
         let own = std::mem::take(&mut self.follow.own);
-        let except = (identity.node_id, own.as_slice());
+        let except = (node_id, own.as_slice());
         let interests = [
             Interest { agents: &covered, recorded_by: &recorded_by, except, since: &horizon },
             Interest { agents: &new, recorded_by: &[], except, since: &Horizon::beginning() },
@@ -122,7 +122,7 @@ impl Postgres {
         {
             let mut reading = Reading::begin(session, interest).await?;
             while let Some(page) = reading.page().await? {
-                pulled += self.take_in(page, &stored, &mut newest).await?;
+                pulled += self.take_in(page, node_id, &stored, &mut newest).await?;
             }
             reading.end().await?;
         }
@@ -142,7 +142,7 @@ impl Postgres {
         if is_worth_saving || self.follow.saved.is_none_or(|saved| saved.elapsed() >= SAVE_EVERY) {
             let system_identifier = Some(seen.history);
             let state = PostgresState { snapshot, canary, system_identifier, ..self.engine.postgres_state()? };
-            self.engine.save_postgres(state).await?;
+            self.save(node_id, state).await?;
             (self.follow.further, self.follow.saved) = (None, Some(Instant::now()));
         } else {
             self.follow.further = snapshot;
@@ -157,6 +157,7 @@ impl Postgres {
     async fn take_in(
         &mut self,
         page: Vec<Result<CentralEvent, Unreadable>>,
+        node_id: NodeId,
         stored: &PostgresState,
         newest: &mut Option<(Canary, i64)>,
     ) -> Result<u64, Trouble> {
@@ -173,7 +174,7 @@ impl Postgres {
                 Err(unreadable) => tracing::warn!(%unreadable, "an event in PostgreSQL is passed over"),
             }
         }
-        Ok(self.engine.absorb(entries, Some(stored.clone())).await?.new_events as u64)
+        self.absorb(entries, node_id, stored.clone()).await
     }
 
     /// Adopts what older clients did: for agents that are new here always, for the others where such clients are said to

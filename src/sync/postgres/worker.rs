@@ -21,9 +21,9 @@ use super::pull;
 use super::schema;
 use super::session::Session;
 use crate::clock::Clock;
-use crate::domain::{CopyNumber, LedgerEntry, LogPosition};
+use crate::domain::{CopyNumber, LedgerEntry, LogPosition, NodeId, PostgresState};
 use crate::engine::Engine;
-use crate::engine::replica::{CommitMark, Sink, SinkRequest};
+use crate::engine::replica::{CommitMark, Saved, Sink, SinkRequest};
 use crate::sync::driver::{Backlog, Destination, Round};
 use crate::sync::state::{Failure, FailureClass};
 use crate::sync::{CurrentUrl, Ring};
@@ -113,18 +113,58 @@ impl Postgres {
         self.notes.push(words);
     }
 
+    /// The cursors, with the id of this node that they are for.
+    pub(super) fn cursors(&self) -> Result<(NodeId, PostgresState), Trouble> {
+        // First whose: if they are set back in between, they count as those of the earlier id, and are not written again.
+        let node_id = self.engine.node_id();
+        Ok((node_id, self.engine.postgres_state()?))
+    }
+
+    /// Writes cursors down.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::FenceMoved`] when this node goes by another id meanwhile: its place has to be looked for anew.
+    pub(super) async fn save(&self, node_id: NodeId, state: PostgresState) -> Result<(), Trouble> {
+        match self.engine.save_postgres(node_id, state).await? {
+            Saved::Yes => Ok(()),
+            Saved::Outdated => Err(renamed()),
+        }
+    }
+
+    /// Takes in what PostgreSQL holds; how many events were new.
+    ///
+    /// # Errors
+    ///
+    /// As for [`save`](Self::save); the events are taken in all the same.
+    pub(super) async fn absorb(
+        &self,
+        entries: Vec<LedgerEntry>,
+        node_id: NodeId,
+        state: PostgresState,
+    ) -> Result<u64, Trouble> {
+        let absorbed = self.engine.absorb(entries, Some((node_id, state))).await?;
+        if absorbed.outdated { Err(renamed()) } else { Ok(absorbed.new_events as u64) }
+    }
+
+    /// A round of work. Where our place comes into doubt, the next one looks for it.
     async fn work(&mut self, link: &mut Link) -> Result<Round, Trouble> {
+        match self.work_from(link).await {
+            Err(trouble) if trouble.kind == Kind::FenceMoved => {
+                link.fence = None;
+                self.follow.forget();
+                Ok(Round { more: true, ..Round::default() })
+            }
+            other => other,
+        }
+    }
+
+    async fn work_from(&mut self, link: &mut Link) -> Result<Round, Trouble> {
         link.prepare().await?;
         if link.fence.is_none() {
             self.take_place(link).await?;
         }
-        let drained = match self.push_some(link).await {
-            Err(trouble) if trouble.kind == Kind::FenceMoved => {
-                link.fence = None;
-                return Ok(Round { more: true, ..Round::default() });
-            }
-            other => other?,
-        };
+        let drained = self.push_some(link).await?;
         if drained.pushed > 0 {
             self.rhythm.traffic();
         }
@@ -185,6 +225,11 @@ impl Destination for Postgres {
     fn notes(&self) -> Vec<String> {
         self.notes.clone()
     }
+}
+
+/// What stands in the way of writing cursors of an earlier id.
+pub(super) fn renamed() -> Trouble {
+    Trouble::new(Kind::FenceMoved, "this node goes by another id meanwhile")
 }
 
 fn count_backlog(engine: &Engine) -> Result<Backlog, crate::engine::Error> {
