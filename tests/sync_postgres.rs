@@ -20,3 +20,5 @@ mod reading;
 mod schema;
 #[path = "sync_postgres/strange.rs"]
 mod strange;
+#[path = "sync_postgres/sweeping.rs"]
+mod sweeping;

@@ -15,21 +15,22 @@ use super::node::Node;
 /// How often the nodes here look for what older clients did.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
-struct Market {
-    server: Postgres,
-    url: String,
+pub struct Market {
+    pub server: Postgres,
+    pub url: String,
     home: TempDir,
 }
 
 impl Market {
     /// With its tables, which nobody follows yet.
-    fn open() -> Self {
+    pub fn open() -> Self {
         Self::open_encoded("UTF8")
     }
 
     /// The same in another encoding.
     fn open_encoded(encoding: &str) -> Self {
-        let server = Postgres::start();
+        // What it is asked can be read in its log.
+        let server = Postgres::start_with(&["log_statement=all"]);
         server.sql("postgres", &format!("CREATE DATABASE market ENCODING '{encoding}' TEMPLATE template0"));
         let url = server.url("market");
         let market = Self { server, url, home: tempfile::tempdir().expect("there is room") };
@@ -38,7 +39,7 @@ impl Market {
         market
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub fn file(&self, name: &str) -> PathBuf {
         self.home.path().join(format!("{name}.redb"))
     }
 
@@ -49,12 +50,12 @@ impl Market {
         node
     }
 
-    fn sql(&self, sql: &str) -> String {
+    pub fn sql(&self, sql: &str) -> String {
         self.server.sql("market", sql)
     }
 
     /// A row as an older client writes it; `status` and `evidence` are SQL.
-    fn row(&self, id: &str, status: &str, evidence: &str) {
+    pub fn row(&self, id: &str, status: &str, evidence: &str) {
         self.sql(&format!(
             "INSERT INTO marketplace_transactions VALUES ('{id}', '2024-01-02 03:04:05', 'old', 'thon', 'python', 1,
                                                           'USD', {status}, '{{}}', {evidence})"
@@ -62,7 +63,7 @@ impl Market {
     }
 }
 
-fn holds(node: &Node, id: &str) -> bool {
+pub fn holds(node: &Node, id: &str) -> bool {
     node.engine.transaction(&TransactionId::from_stored(id)).is_ok()
 }
 
@@ -227,4 +228,21 @@ fn a_row_whose_adoption_is_refused_harms_nobody() {
     let node = market.provider();
     flows(&market, &node, "a row that is taken");
     assert!(!holds(&node, "a refused row"));
+    let told = || {
+        let notes = node.engine.sinks().status(Sink::Postgres).notes.clone();
+        notes.into_iter().filter(|note| note.contains("a refused row")).collect::<Vec<_>>()
+    };
+    let swept_before = sweeps_of(&market);
+    wait_for("more sweeps", || (sweeps_of(&market) > swept_before + 2).then_some(()));
+    let notes = told();
+    assert!(notes.len() == 1 && notes[0].contains("picky"), "it is told once, with the reason: {notes:?}");
+    market.sql("ALTER TABLE marketplace_transaction_events DROP CONSTRAINT picky");
+    wait_for("the row", || holds(&node, "a refused row").then_some(()));
+    wait_for("the note to go", || told().is_empty().then_some(()));
+}
+
+/// How often what older clients did to the provider's transactions was looked for.
+pub fn sweeps_of(market: &Market) -> usize {
+    let log = market.server.log();
+    log.lines().filter(|line| line.contains("$1 = '{thon}'") && line.contains("$3 = '5000'")).count()
 }

@@ -17,6 +17,7 @@ pub mod push;
 pub mod rows;
 pub mod schema;
 pub mod session;
+pub mod sweep;
 pub mod worker;
 
 pub use worker::Postgres;

@@ -156,6 +156,24 @@ pub async fn locked_by_others(session: &Session, ids: &[&str]) -> Result<Vec<Str
     Ok(all.into_iter().filter(|id| !free.contains(id.as_str())).collect())
 }
 
+/// Searches some of the agents' transactions, in the order of their ids, for what somebody wrote last who wrote no event
+/// with it: their ids, payers, providers, and whether that is so.
+pub async fn marked_after(session: &Session, agents: &[AgentId], after: &str, limit: i64) -> Result<Vec<Row>, Trouble> {
+    let agents: Vec<&str> = agents.iter().map(AgentId::as_str).collect();
+    session
+        .query(
+            "SELECT t.transaction_id, t.payer_agent, t.provider_agent,
+                    NOT EXISTS (SELECT FROM marketplace_transaction_events e
+                                 WHERE e.transaction_id = t.transaction_id AND e.xid::xid = t.written_by) AS is_marked
+               FROM (SELECT transaction_id, payer_agent, provider_agent, xmin AS written_by FROM marketplace_transactions
+                      WHERE (payer_agent = ANY($1) OR provider_agent = ANY($1)) AND transaction_id COLLATE \"C\" > $2
+                      ORDER BY transaction_id COLLATE \"C\" LIMIT $3) t
+              ORDER BY t.transaction_id COLLATE \"C\"",
+            &[(&agents, Type::TEXT_ARRAY), (&after, Type::TEXT), (&limit, Type::INT8)],
+        )
+        .await
+}
+
 /// Writes what may change of transactions that are locked.
 pub async fn update(session: &Session, rows: &[(&TransactionId, Shown)]) -> Result<(), Trouble> {
     let ids: Vec<_> = rows.iter().map(|(id, _)| id.as_str()).collect();

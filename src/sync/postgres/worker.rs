@@ -20,6 +20,7 @@ use super::follow::Follow;
 use super::pull;
 use super::schema;
 use super::session::Session;
+use super::sweep::Sweeping;
 use crate::clock::Clock;
 use crate::domain::{CopyNumber, LedgerEntry, LogPosition, NodeId, PostgresState};
 use crate::engine::Engine;
@@ -36,8 +37,10 @@ const BUSY_PAUSE: Duration = Duration::from_secs(1);
 const IDLE_PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30));
 /// The shortest time between two reads, however much is pushed.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
-/// How often the marks of older clients are looked for where they are said to write.
+/// How often the marks of older clients are looked for where they are said to write, and again where that failed.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
+/// For how long at once.
+const SWEEP_TIME: Duration = Duration::from_secs(10);
 /// The most notes for the operator; older ones go.
 const MAX_NOTES: usize = 5;
 
@@ -73,17 +76,21 @@ impl Postgres {
             clock,
             url,
             drain: Drain::new(),
-            follow: Follow::new(legacy_writers.then_some(SWEEP_EVERY)),
+            follow: Follow::new(Sweeping {
+                every: legacy_writers.then_some(SWEEP_EVERY),
+                retry_after: SWEEP_EVERY,
+                time: SWEEP_TIME,
+            }),
             rhythm: Rhythm::new(),
             ring: None,
             notes: Vec::new(),
         }
     }
 
-    /// Looks for what older clients did every so often, instead of every minute or not at all.
+    /// Looks for what older clients did at other times.
     #[must_use]
-    pub fn sweeping_every(self, every: Duration) -> Self {
-        Self { follow: Follow::new(Some(every)), ..self }
+    pub fn sweeping(self, sweeping: Sweeping) -> Self {
+        Self { follow: Follow::new(sweeping), ..self }
     }
 
     /// Rings at the parties of what is delivered, so that their nodes look for it at once.
@@ -170,14 +177,14 @@ impl Postgres {
         }
         let mut round = Round { pushed: drained.pushed, more: drained.more, ..Round::default() };
         // A round that was called early and found nothing to push was called by a bell.
-        let is_called = drained.pushed == 0 && !drained.more || self.follow.until_sweep().is_zero();
+        let is_called = drained.pushed == 0 && !drained.more || self.follow.sweeps.until_due().is_zero();
         if self.rhythm.is_due(is_called) && link.fence.is_some() && !self.engine.postgres_state()?.restarted {
             let followed = self.read_some(link).await?;
             round.pulled = followed.pulled;
             round.more |= followed.more;
             self.rhythm.read(followed.pulled > 0);
         }
-        let due = self.rhythm.pause().min(self.drain.until_retry()).min(self.follow.until_sweep());
+        let due = self.rhythm.pause().min(self.drain.until_retry()).min(self.follow.sweeps.until_due());
         // Whatever is due and cannot be done yet must not spin.
         round.pause = due.max(SHORTEST_PAUSE / 4);
         if !round.more && round.pause >= IDLE_PAUSES.0 / 2 {
@@ -223,7 +230,7 @@ impl Destination for Postgres {
     }
 
     fn notes(&self) -> Vec<String> {
-        self.notes.clone()
+        self.notes.iter().cloned().chain(self.follow.sweeps.notes()).collect()
     }
 }
 
