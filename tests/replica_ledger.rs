@@ -312,6 +312,7 @@ fn finality_follows_what_postgresql_acknowledges() {
         attempts: 1,
     };
     a.engine.park(Sink::Postgres, vec![parked(3), parked(2)]).wait().unwrap();
+    assert_eq!(Sink::ALL.map(|sink| a.engine.parked_count(sink)), [0, 2]);
     assert_eq!((finality(&a, "t1"), finality(&a, "t2")), (Finality::Local, Finality::Local));
     let page = a.engine.parked(Sink::Postgres, PageRequest { limit: 1, cursor: None }).unwrap();
     assert_eq!(page.items, [parked(2)]);
@@ -319,6 +320,7 @@ fn finality_follows_what_postgresql_acknowledges() {
     let rest = a.engine.parked(Sink::Postgres, rest).unwrap();
     assert_eq!((rest.items, rest.next_cursor), (vec![parked(3)], None));
     a.engine.unpark(Sink::Postgres, vec![ParkedKey::Seq(3)]).wait().unwrap();
+    assert_eq!(a.engine.parked_count(Sink::Postgres), 1);
     assert_eq!(finality(&a, "t1"), Finality::Central);
 
     // What came from PostgreSQL is there; what came from elsewhere has yet to be offered.

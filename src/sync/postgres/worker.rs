@@ -247,7 +247,7 @@ fn count_backlog(engine: &Engine) -> Result<Backlog, crate::engine::Error> {
         Some(entry) => Some(entry.event.at),
         None => engine.copies_after(CopyNumber(state.acked_copies), 1, 1)?.first().map(|(_, entry)| entry.event.at),
     };
-    Ok(Backlog { entries: own + copies, oldest, parked: engine.parked_count(Sink::Postgres)? })
+    Ok(Backlog { entries: own + copies, oldest, parked: engine.parked_count(Sink::Postgres) })
 }
 
 impl Link {

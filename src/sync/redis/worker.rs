@@ -313,8 +313,9 @@ impl Destination for Redis {
 
     fn backlog(engine: &Engine) -> Result<Backlog, Failure> {
         let state = engine.redis_state().map_err(store_failure)?;
+        let parked = engine.parked_count(Sink::Redis);
         if engine.commits().borrow().change_seq <= state.acked_change_seq {
-            return Ok(Backlog { parked: parked_entries(engine)?, ..Backlog::default() });
+            return Ok(Backlog { parked, ..Backlog::default() });
         }
         let entries = engine.changes_len(state.acked_change_seq).map_err(store_failure)?;
         let first = engine.changes_after(state.acked_change_seq, LOOKED_AT).map_err(store_failure)?;
@@ -322,7 +323,7 @@ impl Destination for Redis {
             AgentChange::Put { agent, .. } => Some(agent.last_updated),
             AgentChange::Removed { .. } => None,
         });
-        Ok(Backlog { entries, oldest, parked: parked_entries(engine)? })
+        Ok(Backlog { entries, oldest, parked })
     }
 
     fn mark(commit: &CommitMark) -> u64 {
@@ -385,10 +386,6 @@ impl Destination for Redis {
         }
         notes
     }
-}
-
-fn parked_entries(engine: &Engine) -> Result<u64, Failure> {
-    engine.parked_count(Sink::Redis).map_err(store_failure)
 }
 
 /// The agent whose bell was rung, and whether an observer rang.
