@@ -367,7 +367,10 @@ fn cursors_that_are_on_their_way_when_a_node_gets_another_id_are_not_written() {
     assert_eq!(b.engine.save_redis(earlier, redis.clone()).wait().unwrap(), Saved::Yes);
     b.save(postgres.clone());
 
-    b.engine.fork(ForkReason::Registry).wait().unwrap();
+    let now = b.engine.fork(earlier, ForkReason::Registry).wait().unwrap();
+    // The other sink finds it out as well.
+    assert_eq!(b.engine.fork(earlier, ForkReason::Ledger).wait().unwrap(), now);
+    assert_eq!((b.engine.node_id(), b.engine.identity().earlier), (now, vec![earlier]), "it is one copy, not two");
     let set_back = (b.engine.postgres_state().unwrap(), b.engine.redis_state().unwrap());
     assert_eq!(set_back.0, PostgresState { restarted: true, ..PostgresState::default() });
     assert_eq!(set_back.1, RedisState { acked_change_seq: 0, ..redis.clone() });
@@ -390,7 +393,7 @@ fn a_copied_file_goes_on_as_another_node_and_takes_in_what_the_original_wrote_si
     a.decide("t1", Decision::Settle).unwrap();
     let mut before = b.engine.commits();
     before.borrow_and_update();
-    let minted = b.engine.fork(ForkReason::Ledger).wait().unwrap();
+    let minted = b.engine.fork(b.engine.node_id(), ForkReason::Ledger).wait().unwrap();
     assert!(b.engine.postgres_state().unwrap().restarted);
     b.decide("t1", dispute("from the copy")).unwrap();
     assert!(before.has_changed().unwrap());

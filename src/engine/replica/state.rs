@@ -55,13 +55,15 @@ impl Engine {
         Identity::clone(&self.core().store.identity())
     }
 
-    /// Goes on as a new node, since another file goes by this one's id. The log keeps its chain, its numbers and its
-    /// event ids; local agents stay here, but are told to others only once they show a sign of life; what was observed
-    /// and is not acknowledged goes on under new observer ids. The cursors of both sinks begin anew: read them again.
-    /// What is still being written of the cursors of the earlier id is [`Outdated`](Saved::Outdated) from here on. The
-    /// answer is the new id.
-    pub fn fork(&self, why: ForkReason) -> Pending<NodeId> {
-        self.submit(Fork(why))
+    /// Goes on as a new node, since another file goes by the id `known_as`, and answers with the new id. Where this node
+    /// does not go by that id any more nothing is done: both sinks find a copy out at about the same time.
+    ///
+    /// The log keeps its chain, its numbers and its event ids; local agents stay here, but are told to others only once
+    /// they show a sign of life; what was observed and is not acknowledged goes on under new observer ids. The cursors of
+    /// both sinks begin anew: read them again. What is still being written of those of the earlier id is
+    /// [`Outdated`](Saved::Outdated) from here on.
+    pub fn fork(&self, known_as: NodeId, why: ForkReason) -> Pending<NodeId> {
+        self.submit(Fork { known_as, why })
     }
 
     /// How far the store has come; changes after each durable commit that has brought something for a sink.
@@ -112,13 +114,19 @@ impl Engine {
     }
 }
 
-struct Fork(ForkReason);
+struct Fork {
+    known_as: NodeId,
+    why: ForkReason,
+}
 
 impl Command for Fork {
     type Output = NodeId;
 
     fn run(self, session: &mut Session<'_, '_>) -> Result<NodeId, Stop> {
         let before = session.batch.node_id();
+        if before != self.known_as {
+            return Ok(before);
+        }
         let node_id = NodeId::mint(session.moment.now, session.random_bytes());
         let (local, observed) = session.batch.local_and_observed()?;
         for id in &local {
@@ -135,7 +143,7 @@ impl Command for Fork {
         session.batch.uncover_all()?;
         let redis = session.batch.redis_state()?;
         session.batch.put_redis_state(&RedisState { acked_change_seq: 0, ..redis })?;
-        tracing::warn!(%before, now = %node_id, agents = local.len(), "{}; this file goes on as a new node", self.0);
+        tracing::warn!(%before, now = %node_id, agents = local.len(), "{}; this file goes on as a new node", self.why);
         Ok(node_id)
     }
 }

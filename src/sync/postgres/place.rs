@@ -12,7 +12,7 @@ use super::errors::Trouble;
 use super::fence::{Standing, judge};
 use super::pull::{Glance, break_in_history, glance};
 use super::session::{Access, Limits};
-use super::worker::{Link, Postgres, renamed};
+use super::worker::{Link, Postgres};
 use crate::domain::{LogPosition, NodeId, PostgresState};
 use crate::engine::replica::{ForkReason, Saved};
 
@@ -69,11 +69,7 @@ impl Postgres {
                 LogPosition::default()
             }
             Standing::Forked => {
-                if self.engine.node_id() != node_id {
-                    // Redis found the same out first.
-                    return Err(renamed());
-                }
-                let now = self.engine.fork(ForkReason::Ledger).await?;
+                let now = self.engine.fork(node_id, ForkReason::Ledger).await?;
                 self.follow.forget();
                 self.note(format!(
                     "PostgreSQL holds another ledger log under the id of this node, {node_id}: this file is a copy, or an \

@@ -235,7 +235,7 @@ impl Destination for Postgres {
 }
 
 /// What stands in the way of writing cursors of an earlier id.
-pub(super) fn renamed() -> Trouble {
+fn renamed() -> Trouble {
     Trouble::new(Kind::FenceMoved, "this node goes by another id meanwhile")
 }
 

@@ -249,11 +249,7 @@ impl Redis {
 
     /// Goes on as a new node, for another file goes by this one's id.
     pub(super) async fn fork(&mut self, session: &mut Session) -> Result<(), Failure> {
-        if self.engine.node_id() != session.node_id {
-            // PostgreSQL found the same out first.
-            return self.begin_as_renamed(session);
-        }
-        let node_id = self.engine.fork(ForkReason::Registry).await.map_err(store_failure)?;
+        let node_id = self.engine.fork(session.node_id, ForkReason::Registry).await.map_err(store_failure)?;
         tracing::warn!(%node_id, "{}; this file goes on as a new node", ForkReason::Registry);
         self.forked = true;
         self.begin_as_renamed(session)
