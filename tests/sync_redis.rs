@@ -329,7 +329,7 @@ fn every_refusal_shows_its_state_and_heals_by_itself() {
     a.register("full", 3_600);
     let status = a.waits_for_state(SinkState::Halted);
     assert!(status.last_error.as_ref().is_some_and(|error| error.contains("OOM")), "{status:?}");
-    assert_eq!(status.backlog, 1);
+    wait("what waits to show", || a.status().backlog == 1);
     server.command::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
     wait("the agent", || exists(&server, "agent:full"));
 
@@ -471,7 +471,7 @@ fn a_copy_of_a_file_becomes_a_node_of_its_own_and_steals_no_agent() {
     b.settled();
     let text: String = server.command(&["GET", "agent:thon"]);
     assert!(text.contains("of the original") && a.profile("thon").is_some_and(|seen| seen.local));
-    assert!(b.status().notes.iter().any(|note| note.contains("went on as a new node")));
+    wait("it to be told", || b.status().notes.iter().any(|note| note.contains("went on as a new node")));
 }
 
 #[test]

@@ -85,7 +85,9 @@ fn two_parties_follow_each_other_through_the_life_of_a_transaction() {
     assert_eq!(events_of(&a, ["t1"]), market.events());
     assert_eq!(events_of(&b, ["t1"]), market.events());
     assert_eq!(market.events().len(), 5);
-    assert_eq!((a.state(), b.state()), (SinkState::Live, SinkState::Live));
+    for node in [&a, &b] {
+        wait_for("nothing to be left to do", || (node.state() == SinkState::Live).then_some(()));
+    }
 }
 
 #[test]
@@ -212,8 +214,10 @@ fn a_copied_file_becomes_a_node_of_its_own_and_nothing_is_lost() {
         assert_eq!(events_of(node, ["t1", "only-a", "only-copy"]), market.events());
     }
     assert_eq!(market.row("t1"), "disputed|[\"from the copy\"]");
-    let notes = copy.engine.sinks().status(Sink::Postgres).notes.join(" ");
-    assert!(notes.contains("copy"), "it is reported: {notes}");
+    wait_for("it to be told", || {
+        let notes = copy.engine.sinks().status(Sink::Postgres).notes.join(" ");
+        notes.contains("copy").then_some(())
+    });
 }
 
 #[test]
@@ -327,7 +331,7 @@ fn a_poisoned_row_is_parked_and_delivered_on_request() {
     b.sees("t2", "there", |_| true);
     wait_for("both events to be parked", || (a.parked() == 2).then_some(()));
     assert!(market.row("t1").is_empty());
-    assert_eq!(a.state(), SinkState::Live);
+    wait_for("the sink to be live all the same", || (a.state() == SinkState::Live).then_some(()));
     market.sql("ALTER TABLE marketplace_transactions DROP CONSTRAINT no_devil");
     a.ask(SinkRequest::Retry);
     b.sees("t1", "settled", |t| t.status == TransactionStatus::Settled);

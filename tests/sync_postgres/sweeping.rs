@@ -50,7 +50,7 @@ fn a_row_that_somebody_keeps_locked_is_adopted_once_it_is_free_and_nothing_is_re
     wait_for("more sweeps", || (sweeps_of(&market) > before + 2).then_some(()));
     assert!(!holds(&node, "a locked row") && !is_covered(&node), "not all that older clients did is known");
     assert_eq!(reads_from_the_beginning(&market), 1);
-    assert_eq!(node.state(), SinkState::Live);
+    wait_for("the sink to be live all the same", || (node.state() == SinkState::Live).then_some(()));
 
     runtime.block_on(other.batch("COMMIT")).expect("it lets go");
     wait_for("the locked row", || holds(&node, "a locked row").then_some(()));
