@@ -39,8 +39,8 @@ const IDLE_PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::fro
 const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 /// How often the marks of older clients are looked for where they are said to write, and again where that failed.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
-/// For how long at once.
-const SWEEP_TIME: Duration = Duration::from_secs(10);
+/// For how long at once: less than what makes a round count as slow.
+const SWEEP_TIME: Duration = Duration::from_secs(4);
 /// The most notes for the operator; older ones go.
 const MAX_NOTES: usize = 5;
 
