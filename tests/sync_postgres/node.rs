@@ -10,7 +10,7 @@ use secrecy::SecretString;
 use tokio::sync::{Notify, watch};
 use tradepost::clock::{Clock, SystemClock};
 use tradepost::domain::transaction::Finality;
-use tradepost::domain::{Decision, NewTransaction, Sink, Transaction};
+use tradepost::domain::{Decision, NewTransaction, Sink, Transaction, TransactionId};
 use tradepost::engine::replica::{SinkRequest, SinkState};
 use tradepost::metrics::Metrics;
 use tradepost::sync::driver::{Surroundings, drive};
@@ -105,6 +105,11 @@ impl Node {
 
     pub fn transaction(&self, id: &str) -> Option<Transaction> {
         self.engine.transaction(&transaction_id(id)).ok()
+    }
+
+    /// Whether it shows a transaction, whose id may be any.
+    pub fn holds(&self, id: &str) -> bool {
+        self.engine.transaction(&TransactionId::from_stored(id)).is_ok()
     }
 
     pub fn state(&self) -> SinkState {

@@ -3,53 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use tempfile::TempDir;
 use tradepost::domain::{Decision, ResolutionOutcome, Sink, TransactionStatus};
 use tradepost::engine::PageRequest;
 use tradepost::engine::replica::{SinkRequest, SinkState};
 
-use super::common::postgres::{Bouncer, Postgres};
+use super::common::postgres::Bouncer;
 use super::common::sidecar::wait_for;
+use super::market::Market;
 use super::node::{HEALING, Node};
-
-struct Market {
-    server: Postgres,
-    url: String,
-    home: TempDir,
-}
-
-impl Market {
-    fn open() -> Self {
-        let server = Postgres::start();
-        let url = server.database("market");
-        Self { server, url, home: tempfile::tempdir().expect("there is room") }
-    }
-
-    fn file(&self, name: &str) -> std::path::PathBuf {
-        self.home.path().join(format!("{name}.redb"))
-    }
-
-    /// The payer's node and the provider's.
-    fn parties(&self) -> (Node, Node) {
-        let a = Node::start(&self.file("a"), "genesis", &self.url);
-        let b = Node::start(&self.file("b"), "thon", &self.url);
-        (a, b)
-    }
-
-    fn sql(&self, sql: &str) -> String {
-        self.server.sql("market", sql)
-    }
-
-    /// What a transaction's row says: status and evidence.
-    fn row(&self, id: &str) -> String {
-        self.sql(&format!("SELECT status, evidence FROM marketplace_transactions WHERE transaction_id = '{id}'"))
-    }
-
-    /// All event ids that are central.
-    fn events(&self) -> BTreeSet<String> {
-        self.sql("SELECT event_id FROM marketplace_transaction_events").lines().map(ToOwned::to_owned).collect()
-    }
-}
 
 /// All event ids that a node shows for its transactions.
 fn events_of<'a>(node: &Node, ids: impl IntoIterator<Item = &'a str>) -> BTreeSet<String> {
