@@ -37,6 +37,23 @@ fn assert_clean(path: &std::path::Path) {
     assert!(report.is_clean(), "{:#?}", report.findings);
 }
 
+/// Where a program starts others, each of them has for a moment what this one had open, its lock too.
+#[test]
+fn a_lock_that_somebody_holds_for_a_moment_only_is_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("tradepost.redb");
+    Engine::open(Options::new(Location::File(path.clone()))).unwrap().close();
+    let held = std::fs::File::open(&path).unwrap();
+    held.lock().unwrap();
+    let holder = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        drop(held);
+    });
+    let opened = Engine::open(Options::new(Location::File(path)));
+    holder.join().unwrap();
+    assert!(opened.is_ok(), "{:?}", opened.err());
+}
+
 #[test]
 fn everything_is_there_after_reopening_and_verifies() {
     let directory = tempfile::tempdir().unwrap();

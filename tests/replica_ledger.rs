@@ -16,7 +16,9 @@ use tradepost::domain::{
     AgentId, CopyNumber, Currency, Decision, EventBody, EventId, LedgerEntry, NewTransaction, NodeId,
     ResolutionOutcome, Timestamp, Transaction, TransactionStatus,
 };
-use tradepost::engine::replica::{Absorbed, ForkReason, ParkedEntry, ParkedKey, PostgresState, Sink};
+use tradepost::engine::replica::{
+    Absorbed, ForkReason, ParkedEntry, ParkedKey, PostgresState, RedisState, Saved, Sink,
+};
 use tradepost::metrics::Metrics;
 use tradepost::store::verify;
 use tradepost::{Balance, Engine, Error, Location, Options, PageRequest, Precondition, TransactionFilter};
@@ -67,6 +69,11 @@ impl Node {
 
     fn get(&self, id: &str) -> Transaction {
         self.engine.transaction(&transaction_id(id)).unwrap()
+    }
+
+    /// Writes cursors of PostgreSQL down.
+    fn save(&self, state: PostgresState) {
+        assert_eq!(self.engine.save_postgres(self.engine.node_id(), state).wait().unwrap(), Saved::Yes);
     }
 
     fn absorb(&self, entries: Vec<LedgerEntry>) -> Absorbed {
@@ -291,11 +298,11 @@ fn finality_follows_what_postgresql_acknowledges() {
     a.record("t2", "1");
     b.absorb(a.entries());
     let state = |acked_seq| PostgresState { acked_seq, fence_hash: [1; 32], ..PostgresState::default() };
-    a.engine.save_postgres(state(1)).wait().unwrap();
+    a.save(state(1));
     assert_eq!((finality(&a, "t1"), finality(&a, "t2")), (Finality::Central, Finality::Local));
     a.decide("t1", Decision::Settle).unwrap();
     assert_eq!(finality(&a, "t1"), Finality::Local);
-    a.engine.save_postgres(state(3)).wait().unwrap();
+    a.save(state(3));
     assert_eq!(finality(&a, "t1"), Finality::Central);
     let parked = |seq| ParkedEntry {
         key: ParkedKey::Seq(seq),
@@ -305,6 +312,7 @@ fn finality_follows_what_postgresql_acknowledges() {
         attempts: 1,
     };
     a.engine.park(Sink::Postgres, vec![parked(3), parked(2)]).wait().unwrap();
+    assert_eq!(Sink::ALL.map(|sink| a.engine.parked_count(sink)), [0, 2]);
     assert_eq!((finality(&a, "t1"), finality(&a, "t2")), (Finality::Local, Finality::Local));
     let page = a.engine.parked(Sink::Postgres, PageRequest { limit: 1, cursor: None }).unwrap();
     assert_eq!(page.items, [parked(2)]);
@@ -312,13 +320,14 @@ fn finality_follows_what_postgresql_acknowledges() {
     let rest = a.engine.parked(Sink::Postgres, rest).unwrap();
     assert_eq!((rest.items, rest.next_cursor), (vec![parked(3)], None));
     a.engine.unpark(Sink::Postgres, vec![ParkedKey::Seq(3)]).wait().unwrap();
+    assert_eq!(a.engine.parked_count(Sink::Postgres), 1);
     assert_eq!(finality(&a, "t1"), Finality::Central);
 
     // What came from PostgreSQL is there; what came from elsewhere has yet to be offered.
     assert_eq!(finality(&b, "t1"), Finality::Local);
-    b.engine.save_postgres(PostgresState { acked_copies: 2, ..state(0) }).wait().unwrap();
+    b.save(PostgresState { acked_copies: 2, ..state(0) });
     assert_eq!(finality(&b, "t1"), Finality::Central);
-    let absorbed = b.engine.absorb(a.entries(), Some(state(0))).wait().unwrap();
+    let absorbed = b.engine.absorb(a.entries(), Some((b.engine.node_id(), state(0)))).wait().unwrap();
     assert_eq!((absorbed.new_events, absorbed.acked_copies), (1, 3));
     assert_eq!(finality(&b, "t1"), Finality::Central);
     assert_eq!(b.engine.postgres_state().unwrap(), PostgresState { acked_copies: 3, ..state(0) });
@@ -341,10 +350,36 @@ fn the_agents_that_are_followed_are_those_registered_here_ever() {
     assert_eq!(followed(&a), [("idle".to_owned(), false), ("thon".to_owned(), false)]);
     a.engine.cover(vec![agent_id("thon"), agent_id("stranger")]).wait().unwrap();
     assert_eq!(followed(&a)[1], ("thon".to_owned(), true));
-    a.engine.save_postgres(PostgresState { restarted: true, ..PostgresState::default() }).wait().unwrap();
+    a.save(PostgresState { restarted: true, ..PostgresState::default() });
     assert_eq!(followed(&a)[1], ("thon".to_owned(), false));
     assert!(followed(&b).is_empty());
     a.assert_clean();
+}
+
+#[test]
+fn cursors_that_are_on_their_way_when_a_node_gets_another_id_are_not_written() {
+    let (a, b) = (Node::new(1), Node::new(2));
+    a.record("t1", "1");
+    b.record("t2", "1");
+    let earlier = b.engine.node_id();
+    let postgres = PostgresState { acked_seq: 1, snapshot: Some("7:7:".to_owned()), ..PostgresState::default() };
+    let redis = RedisState { acked_change_seq: 9, nonce: Some("nonce".to_owned()), ..RedisState::default() };
+    assert_eq!(b.engine.save_redis(earlier, redis.clone()).wait().unwrap(), Saved::Yes);
+    b.save(postgres.clone());
+
+    let now = b.engine.fork(earlier, ForkReason::Registry).wait().unwrap();
+    // The other sink finds it out as well.
+    assert_eq!(b.engine.fork(earlier, ForkReason::Ledger).wait().unwrap(), now);
+    assert_eq!((b.engine.node_id(), b.engine.identity().earlier), (now, vec![earlier]), "it is one copy, not two");
+    let set_back = (b.engine.postgres_state().unwrap(), b.engine.redis_state().unwrap());
+    assert_eq!(set_back.0, PostgresState { restarted: true, ..PostgresState::default() });
+    assert_eq!(set_back.1, RedisState { acked_change_seq: 0, ..redis.clone() });
+    assert_eq!(b.engine.save_postgres(earlier, postgres.clone()).wait().unwrap(), Saved::Outdated);
+    assert_eq!(b.engine.save_redis(earlier, redis).wait().unwrap(), Saved::Outdated);
+    let absorbed = b.engine.absorb(a.entries(), Some((earlier, postgres))).wait().unwrap();
+    assert_eq!((absorbed.new_events, absorbed.outdated), (1, true), "what came along is taken in");
+    assert_eq!((b.engine.postgres_state().unwrap(), b.engine.redis_state().unwrap()), set_back);
+    assert_eq!(b.get("t2").finality, Finality::Local);
 }
 
 #[test]
@@ -358,7 +393,7 @@ fn a_copied_file_goes_on_as_another_node_and_takes_in_what_the_original_wrote_si
     a.decide("t1", Decision::Settle).unwrap();
     let mut before = b.engine.commits();
     before.borrow_and_update();
-    let minted = b.engine.fork(ForkReason::Ledger).wait().unwrap();
+    let minted = b.engine.fork(b.engine.node_id(), ForkReason::Ledger).wait().unwrap();
     assert!(b.engine.postgres_state().unwrap().restarted);
     b.decide("t1", dispute("from the copy")).unwrap();
     assert!(before.has_changed().unwrap());

@@ -313,7 +313,7 @@ fn a_copied_file_steals_no_agents_and_claims_those_that_speak_up() {
     std::fs::copy(&original, &copy).unwrap();
     let (a, b) = (Node::open(Location::File(original.clone())), Node::open(Location::File(copy.clone())));
     assert_eq!(a.engine.node_id(), b.engine.node_id());
-    let minted = b.engine.fork(ForkReason::Registry).wait().unwrap();
+    let minted = b.engine.fork(b.engine.node_id(), ForkReason::Registry).wait().unwrap();
     let identity = b.engine.identity();
     assert_eq!((identity.node_id, identity.earlier), (minted, vec![a.engine.node_id()]));
     assert!(b.is_local("stays") && b.is_local("moves"));

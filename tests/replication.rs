@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use common::central::{Central, Decision, decide, record, register, sink, view, wait_until_central};
+use common::central::{Central, Decision, decide, record, register, sink, view, wait_until_central, wait_until_ready};
 use common::http::Request;
 use common::sidecar::{Home, Sidecar, wait_for};
 use serde_json::{Value, json};
@@ -179,7 +179,7 @@ fn with_both_sinks_down_frozen_or_refusing_every_call_works() {
     };
     trade("live");
     wait_until_central(&sidecar);
-    sidecar.client().get("/readyz?sync=1").expect(200);
+    wait_until_ready(&sidecar);
 
     central.postgres.freeze();
     central.redis.pause();
@@ -198,7 +198,7 @@ fn with_both_sinks_down_frozen_or_refusing_every_call_works() {
     central.postgres.launch();
     central.redis.start_again();
     wait_until_central(&sidecar);
-    sidecar.client().get("/readyz?sync=1").expect(200);
+    wait_until_ready(&sidecar);
     for round in ["live", "frozen", "stopped"] {
         assert_eq!(central.row_status(&format!("tx-{round}")), "cancelled");
     }

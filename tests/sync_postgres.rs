@@ -10,6 +10,8 @@ mod backlog;
 mod batches;
 #[path = "sync_postgres/book.rs"]
 mod book;
+#[path = "sync_postgres/market.rs"]
+mod market;
 #[path = "sync_postgres/node.rs"]
 mod node;
 #[path = "sync_postgres/parties.rs"]
@@ -20,3 +22,5 @@ mod reading;
 mod schema;
 #[path = "sync_postgres/strange.rs"]
 mod strange;
+#[path = "sync_postgres/sweeping.rs"]
+mod sweeping;

@@ -329,7 +329,7 @@ fn every_refusal_shows_its_state_and_heals_by_itself() {
     a.register("full", 3_600);
     let status = a.waits_for_state(SinkState::Halted);
     assert!(status.last_error.as_ref().is_some_and(|error| error.contains("OOM")), "{status:?}");
-    assert_eq!(status.backlog, 1);
+    wait("what waits to show", || a.status().backlog == 1);
     server.command::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
     wait("the agent", || exists(&server, "agent:full"));
 
@@ -446,24 +446,27 @@ fn what_is_written_parses_under_the_older_clients_strict_rules() {
     assert!((3_500_000..=3_600_000).contains(&pttl), "{pttl}");
 }
 
+/// The file of a node that has told of its agent, and a copy of it.
+fn original_and_copy(directory: &TempDir, server: &RedisServer, agent: &str) -> [Location; 2] {
+    let files = ["a.redb", "b.redb"].map(|name| directory.path().join(name));
+    let node = Node::start_at(Location::File(files[0].clone()), &server.url());
+    node.register(agent, 3_600);
+    node.settled();
+    node.stop().close();
+    fs::copy(&files[0], &files[1]).expect("a copy");
+    files.map(Location::File)
+}
+
 #[test]
 fn a_copy_of_a_file_becomes_a_node_of_its_own_and_steals_no_agent() {
     let server = RedisServer::start();
     let directory = TempDir::new().expect("a directory");
-    let (original, copy) = (directory.path().join("a.redb"), directory.path().join("b.redb"));
-    let a = Node::start_at(Location::File(original.clone()), &server.url());
-    a.register("thon", 3_600);
-    a.settled();
-    let engine = a.stop();
-    engine.close();
-    drop(engine);
-    fs::copy(&original, &copy).expect("a copy");
-
-    let a = Node::start_at(Location::File(original), &server.url());
+    let [original, copy] = original_and_copy(&directory, &server, "thon");
+    let a = Node::start_at(original, &server.url());
     let patch = AgentPatch { name: Some("of the original".into()), ..AgentPatch::default() };
     a.engine.update(agent_id("thon"), patch, Precondition::default()).wait().expect("changed");
     a.settled();
-    let b = Node::start_at(Location::File(copy), &server.url());
+    let b = Node::start_at(copy, &server.url());
     wait("the copy to fork", || b.engine.node_id() != a.engine.node_id());
     wait("the copy to see the original's agent", || {
         b.profile("thon").is_some_and(|seen| seen.agent.name == "of the original")
@@ -471,27 +474,19 @@ fn a_copy_of_a_file_becomes_a_node_of_its_own_and_steals_no_agent() {
     b.settled();
     let text: String = server.command(&["GET", "agent:thon"]);
     assert!(text.contains("of the original") && a.profile("thon").is_some_and(|seen| seen.local));
-    assert!(b.status().notes.iter().any(|note| note.contains("went on as a new node")));
+    wait("it to be told", || b.status().notes.iter().any(|note| note.contains("went on as a new node")));
 }
 
 #[test]
 fn a_copy_that_finds_the_originals_new_agent_only_by_searching_becomes_a_node_of_its_own() {
     let server = RedisServer::start();
     let directory = TempDir::new().expect("a directory");
-    let (original, copy) = (directory.path().join("a.redb"), directory.path().join("b.redb"));
-    let a = Node::start_at(Location::File(original.clone()), &server.url());
-    a.register("old", 3_600);
-    a.settled();
-    let engine = a.stop();
-    engine.close();
-    drop(engine);
-    fs::copy(&original, &copy).expect("a copy");
-
-    let a = Node::start_at(Location::File(original), &server.url());
+    let [original, copy] = original_and_copy(&directory, &server, "old");
+    let a = Node::start_at(original, &server.url());
     a.register("new", 3_600);
     a.settled();
     server.command::<()>(&["XTRIM", "tradepost:changes", "MAXLEN", "0"]);
-    let b = Node::start_at(Location::File(copy), &server.url());
+    let b = Node::start_at(copy, &server.url());
     wait("the copy to fork", || b.engine.node_id() != a.engine.node_id());
     wait("the copy to see the new agent", || b.profile("new").is_some_and(|seen| !seen.local));
     b.register("copied", 3_600);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use common::{agent_id, facts, registration, transaction_id};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use tradepost::domain::{Decision, NewTransaction, Timestamp, Weight};
-use tradepost::engine::replica::{ParkedEntry, ParkedKey, PostgresState, RemoteAgent, Sink};
+use tradepost::engine::replica::{ParkedEntry, ParkedKey, PostgresState, RemoteAgent, Saved, Sink};
 use tradepost::store::{VerifyReport, verify};
 use tradepost::{Engine, Idempotency, Location, Options, Precondition};
 
@@ -66,7 +66,7 @@ fn build(path: &Path) {
     engine.absorb_agents(vec![RemoteAgent { agent: remote, remaining }]).wait().unwrap();
     engine.observe_outcome(agent_id("thon"), true, Weight::default(), None).wait().unwrap();
     let state = PostgresState { acked_seq: 8, acked_copies: 3, ..PostgresState::default() };
-    engine.save_postgres(state).wait().unwrap();
+    assert_eq!(engine.save_postgres(engine.node_id(), state).wait().unwrap(), Saved::Yes);
     let parked = ParkedEntry {
         key: ParkedKey::Copy(3),
         reason: "too wide".into(),

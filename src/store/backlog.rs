@@ -6,10 +6,9 @@ use super::entries::Portion;
 use super::error::StoreError;
 use super::events::Place;
 use super::lookup;
-use super::sinks::{parked_range, parse_parked_key};
 use super::snapshot::Snapshot;
 use super::tables;
-use crate::domain::{CopyNumber, LedgerEntry, Sink, TransactionId};
+use crate::domain::{CopyNumber, LedgerEntry, TransactionId};
 
 const ONE: Portion = Portion { max_events: 1, max_bytes: usize::MAX };
 
@@ -22,20 +21,6 @@ impl Snapshot {
     /// How many events wait for their transaction to be recorded.
     pub(super) fn held_len(&self) -> Result<u64, StoreError> {
         Ok(self.table(tables::HELD)?.len()?)
-    }
-
-    /// How many entries a sink has refused and not taken since.
-    pub fn parked_count(&self, sink: Sink) -> Result<u64, StoreError> {
-        let table = self.table(tables::PARKED)?;
-        let mut count = 0;
-        for row in table.range::<&[u8]>(parked_range(sink).as_slice()..)? {
-            let (key, _) = row?;
-            if parse_parked_key(key.value()).is_none_or(|(found, _)| found != sink) {
-                break;
-            }
-            count += 1;
-        }
-        Ok(count)
     }
 
     /// The `recorded` event whose facts a transaction shows, as its author wrote it.

@@ -5,12 +5,19 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
+use std::{iter, thread};
 
 use redb::StorageBackend;
 use redb::backends::FileBackend;
 
 use super::ahead::WrittenAhead;
 use super::error::OpenError;
+
+/// How often a lock that somebody holds is tried again.
+const LOCK_TRIES: usize = 50;
+/// How long after the last time.
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// A locked file, as a backend. The lock lasts until the last clone of the backend is gone.
 #[derive(Debug)]
@@ -125,11 +132,17 @@ pub fn open_existing(path: &Path) -> Result<LockedFile, OpenError> {
     lock(file, path)
 }
 
+/// Locks a file. Who holds it may do so for a moment only: a process that this one is starting has what this one had open
+/// until it runs its own program, and would keep a store from being opened again that was just closed.
 fn lock(file: File, path: &Path) -> Result<LockedFile, OpenError> {
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(path.to_owned())),
-        Err(TryLockError::Error(source)) => return Err(OpenError::Io { path: path.to_owned(), source }),
+    let mut pauses = iter::repeat_n(LOCK_PAUSE, LOCK_TRIES);
+    loop {
+        match (file.try_lock(), pauses.next()) {
+            (Ok(()), _) => break,
+            (Err(TryLockError::WouldBlock), Some(pause)) => thread::sleep(pause),
+            (Err(TryLockError::WouldBlock), None) => return Err(OpenError::InUse(path.to_owned())),
+            (Err(TryLockError::Error(source)), _) => return Err(OpenError::Io { path: path.to_owned(), source }),
+        }
     }
     let io_error = |source| OpenError::Io { path: path.to_owned(), source };
     let backend = FileBackend::new(file).map_err(|error| io_error(io::Error::other(error.to_string())))?;

@@ -167,10 +167,14 @@ fn what_is_acknowledged_and_refused_is_known_without_looking() {
                 ids.push(record(batch, START + number, |key| key.mint_id([1; 7])).1);
             }
             batch.put_postgres_state(&PostgresState { acked_seq: 2, ..PostgresState::default() })?;
-            // One is parked twice, one is let go that never was, and another sink's are not counted.
+            // One is parked twice, one is let go that never was, and each sink's are counted for themselves.
             for sink in [Sink::Postgres, Sink::Postgres, Sink::Redis] {
                 batch.park(sink, &refused(2))?;
             }
+            for number in 4..9 {
+                batch.park(Sink::Redis, &refused(number))?;
+            }
+            batch.unpark(Sink::Redis, &ParkedKey::Seq(5))?;
             batch.park(Sink::Postgres, &refused(1))?;
             batch.unpark(Sink::Postgres, &ParkedKey::Seq(1))?;
             batch.unpark(Sink::Postgres, &ParkedKey::Seq(3))
@@ -178,13 +182,19 @@ fn what_is_acknowledged_and_refused_is_known_without_looking() {
         .unwrap();
     let finality = |head: &Head, store: &Store| {
         let snapshot = store.snapshot().unwrap();
-        assert_eq!(snapshot.acknowledged().unwrap(), head.acknowledged());
+        let counted = snapshot.acknowledged().unwrap();
+        assert_eq!(counted, head.acknowledged());
+        for sink in Sink::ALL {
+            assert_eq!(counted.parked(sink), snapshot.parked(sink, None, 10).unwrap().len() as u64);
+        }
         let found = ids.iter().map(|id| snapshot.transaction(id, head.acknowledged()).unwrap().unwrap().finality);
         found.collect::<Vec<_>>()
     };
     assert_eq!(finality(&head, &store), [Finality::Central, Finality::Local, Finality::Local]);
+    assert_eq!(Sink::ALL.map(|sink| head.acknowledged().parked(sink)), [5, 1]);
     let failed: Result<(), StoreError> = store.write(&mut head, |batch| {
         batch.unpark(Sink::Postgres, &ParkedKey::Seq(2))?;
+        batch.unpark(Sink::Redis, &ParkedKey::Seq(2))?;
         Err(StoreError::Closed)
     });
     assert!(failed.is_err());

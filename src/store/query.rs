@@ -1,7 +1,14 @@
 //! Pages of transactions: which index to walk, and how far.
 //!
-//! A page reads at most [`MAX_READ`] entries, whatever matches, and holds a bounded number of bytes. Entries of one
-//! microsecond are put into the order of their ids before they are filtered, so that a page may begin after any entry.
+//! A page reads at most [`MAX_READ`] entries, whatever matches, and holds a bounded number of bytes.
+//!
+//! Entries of one microsecond are put into the order of their ids before they are filtered, so that a page may begin after
+//! any entry. For that the ids of all of them are read, those before the place where the page begins as well, which are no
+//! part of its [`MAX_READ`].
+//!
+//! A microsecond with more than [`MAX_READ`] transactions, as a program makes that gives thousands of rows one time, stays
+//! in the order of its keys instead, which is that in which they came here; there the place of an id is looked up. Whether
+//! there are so many is told by counting keys, and does not depend on the filter.
 
 use super::blocks::{self, Direction};
 use super::error::StoreError;
@@ -17,6 +24,8 @@ use crate::domain::{
 
 /// The most entries that are read for one page.
 pub const MAX_READ: usize = 10_000;
+/// A page ends when so many keys were counted to tell how many transactions share a microsecond.
+const MAX_COUNTED: usize = 10 * MAX_READ;
 /// A page ends with the transaction that brings it to so many bytes of contexts and evidence.
 const MAX_PAGE_BYTES: usize = 4 * 1024 * 1024;
 
@@ -64,13 +73,35 @@ pub fn page(
     after: Option<&Position>,
     acknowledged: Acknowledged,
 ) -> Result<TransactionPage, StoreError> {
-    let Some(search) = search(snapshot, filter)? else {
-        return Ok(TransactionPage { items: Vec::new(), next: None });
-    };
-    let Some((first, last)) = bounds(filter, after) else {
-        return Ok(TransactionPage { items: Vec::new(), next: None });
-    };
+    Ok(read_page(snapshot, filter, limit, after, acknowledged)?.0)
+}
+
+/// A page, and how many entries were read for it.
+fn read_page(
+    snapshot: &Snapshot,
+    filter: &TransactionFilter,
+    limit: usize,
+    after: Option<&Position>,
+    acknowledged: Acknowledged,
+) -> Result<(TransactionPage, usize), StoreError> {
+    let nothing = (TransactionPage { items: Vec::new(), next: None }, 0);
+    let Some(search) = search(snapshot, filter)? else { return Ok(nothing) };
     let ledger = snapshot.ledger()?;
+    let mut counted = 0;
+    let (mut after_key, mut starts_within, mut in_key_order) = (None, None, None);
+    if let Some(after) = after {
+        let count = count_at(&ledger, after.created_at)?;
+        counted += count;
+        if count > MAX_READ {
+            // One that is older by now leads nowhere: rather than lose any, its microsecond is begun anew.
+            let found = lookup::find(&ledger, &after.transaction_id)?.map(|found| found.key);
+            after_key = found.filter(|key| key.created_at == after.created_at);
+            in_key_order = Some(after.created_at);
+        } else {
+            starts_within = Some(after);
+        }
+    }
+    let Some((first, last)) = bounds(filter, after, after_key) else { return Ok(nothing) };
     let direction = if filter.descending { Direction::Descending } else { Direction::Ascending };
     let entries = blocks::walk(&ledger.transactions, search.scope, first..=last, direction, |value| {
         Ok(value.first().copied().unwrap_or_default())
@@ -78,13 +109,17 @@ pub fn page(
     let mut walk = Walk {
         filter,
         search,
-        after,
+        starts_within,
+        in_key_order,
         limit,
         ledger: &ledger,
         acknowledged,
         read: 0,
+        passed: 0,
+        counted,
         bytes: 0,
-        page: TransactionPage { items: Vec::new(), next: None },
+        last: None,
+        items: Vec::new(),
     };
     let mut group: Vec<(TxKey, u8)> = Vec::new();
     for entry in entries {
@@ -92,18 +127,34 @@ pub fn page(
         if group.first().is_some_and(|(key, _)| key.created_at != entry.0.created_at)
             && walk.take_group(std::mem::take(&mut group))?
         {
-            return Ok(walk.page);
+            return walk.ends_at(after);
         }
         if walk.is_full() {
-            return Ok(walk.page);
+            return walk.ends_at(after);
         }
         group.push(entry);
+        // What is too much to be put in order is too much for one page as well.
+        if group.len() > MAX_READ {
+            walk.take_group(group)?;
+            return walk.ends_at(after);
+        }
     }
-    let stopped = walk.take_group(group)?;
-    if !stopped {
-        walk.page.next = None;
+    if walk.take_group(group)? {
+        return walk.ends_at(after);
     }
-    Ok(walk.page)
+    Ok((TransactionPage { items: walk.items, next: None }, walk.read + walk.passed))
+}
+
+/// How many transactions share a microsecond; no more than one more than can be put in order are counted.
+fn count_at(ledger: &LedgerTables<'_>, at: Timestamp) -> Result<usize, StoreError> {
+    let within = TxKey::first_at(at)..=TxKey::last_at(at);
+    let keys = blocks::walk(&ledger.transactions, Scope::ROWS, within, Direction::Ascending, |_| Ok(()))?;
+    let mut count = 0;
+    for key in keys.take(MAX_READ + 1) {
+        key?;
+        count += 1;
+    }
+    Ok(count)
 }
 
 /// The transaction that a row and its events make.
@@ -174,8 +225,9 @@ fn search(snapshot: &Snapshot, filter: &TransactionFilter) -> Result<Option<Sear
     Ok(Some(Search { scope, party }))
 }
 
-/// The least and the greatest key that may match; `None` if there is none.
-fn bounds(filter: &TransactionFilter, after: Option<&Position>) -> Option<(TxKey, TxKey)> {
+/// The least and the greatest key that may match; `None` if there is none. `after_key` is the place of `after`, where its
+/// microsecond is in the order of keys.
+fn bounds(filter: &TransactionFilter, after: Option<&Position>, after_key: Option<TxKey>) -> Option<(TxKey, TxKey)> {
     let mut first = TxKey::first_at(filter.since.unwrap_or(Timestamp::from_micros(i64::MIN)));
     let newest = match filter.until {
         Some(until) => Timestamp::from_micros(until.as_micros().checked_sub(1)?),
@@ -189,66 +241,123 @@ fn bounds(filter: &TransactionFilter, after: Option<&Position>) -> Option<(TxKey
             first = first.max(TxKey::first_at(after.created_at));
         }
     }
+    if let Some(key) = after_key {
+        if filter.descending {
+            last = last.min(key.previous()?);
+        } else {
+            first = first.max(key.next()?);
+        }
+    }
     (first <= last).then_some((first, last))
 }
 
 struct Walk<'a> {
     filter: &'a TransactionFilter,
     search: Search,
-    after: Option<&'a Position>,
+    /// Where the page begins, if that is within a microsecond that is put in the order of ids.
+    starts_within: Option<&'a Position>,
+    /// The microsecond that the page begins in, if it stays in the order of keys.
+    in_key_order: Option<Timestamp>,
     limit: usize,
     ledger: &'a LedgerTables<'a>,
     acknowledged: Acknowledged,
     read: usize,
+    /// Entries before the place where the page begins, whose ids were read to find it.
+    passed: usize,
+    counted: usize,
     bytes: usize,
-    page: TransactionPage,
+    /// The last entry that was looked at.
+    last: Option<TxKey>,
+    items: Vec<Transaction>,
 }
 
 impl Walk<'_> {
     fn is_full(&self) -> bool {
-        self.page.items.len() >= self.limit || self.read >= MAX_READ || self.bytes >= MAX_PAGE_BYTES
+        self.holds_enough() || self.read >= MAX_READ || self.counted >= MAX_COUNTED
     }
 
-    /// Takes the entries of one microsecond; whether the page ends within them.
+    fn holds_enough(&self) -> bool {
+        self.items.len() >= self.limit || self.bytes >= MAX_PAGE_BYTES
+    }
+
+    /// The page, with the place where the next one begins: behind the last entry that was looked at.
+    fn ends_at(self, after: Option<&Position>) -> Result<(TransactionPage, usize), StoreError> {
+        let next = match self.last {
+            None => after.cloned(),
+            Some(key) => Some(Position { created_at: key.created_at, transaction_id: self.id(key)? }),
+        };
+        Ok((TransactionPage { items: self.items, next }, self.read + self.passed))
+    }
+
+    /// Takes the entries of one microsecond, as many of them as the page has room for; whether it ends before the last.
     fn take_group(&mut self, group: Vec<(TxKey, u8)>) -> Result<bool, StoreError> {
+        let Some((TxKey { created_at, .. }, _)) = group.first().copied() else { return Ok(false) };
         // Alone in its microsecond, an entry needs no id to be put in order, and is often sorted out without one.
-        let needs_order = group.len() > 1 || group.first().is_some_and(|(key, _)| self.starts_at(*key));
-        if !needs_order {
-            for (key, value) in group {
+        let starts_here = self.starts_within.is_some_and(|start| start.created_at == created_at);
+        let is_in_order = !starts_here && (group.len() == 1 || self.is_too_large(created_at, group.len())?);
+        if is_in_order {
+            let mut remaining = group.into_iter();
+            while let Some((key, value)) = remaining.next() {
                 self.read += 1;
-                let Some(row) = self.candidate(key, value)? else {
-                    self.page.next = None;
-                    self.skip(key)?;
-                    continue;
-                };
-                let transaction = self.transaction(key, row)?;
-                self.take(transaction);
+                self.look_at(key, value)?;
+                if self.is_full() && remaining.len() > 0 {
+                    return Ok(true);
+                }
             }
             return Ok(false);
         }
-        let mut loaded = Vec::with_capacity(group.len());
+        if self.read > 0 && self.read + group.len() > MAX_READ {
+            // All of it is to be read, which is for the next page to do.
+            return Ok(true);
+        }
+        let all = group.len();
+        let mut ordered = Vec::with_capacity(all);
         for (key, value) in group {
-            let row = self.row(key)?;
-            loaded.push((self.transaction(key, row)?, key, value));
+            ordered.push((self.id(key)?, key, value));
         }
-        loaded.sort_by(|a, b| a.0.transaction_id.cmp(&b.0.transaction_id));
+        ordered.sort_unstable();
         if self.filter.descending {
-            loaded.reverse();
+            ordered.reverse();
         }
-        loaded.retain(|(transaction, ..)| !self.is_past(transaction));
-        let mut remaining = loaded.into_iter();
-        while let Some((transaction, key, value)) = remaining.next() {
-            self.read += 1;
-            if self.candidate(key, value)?.is_some() {
-                self.take(transaction);
-            } else {
-                self.page.next = Some(position(&transaction));
-            }
-            if self.is_full() && remaining.len() > 0 {
+        ordered.retain(|(id, key, _)| !self.is_past(key.created_at, id));
+        self.read += ordered.len();
+        self.passed += all - ordered.len();
+        let mut remaining = ordered.into_iter();
+        while let Some((_, key, value)) = remaining.next() {
+            self.look_at(key, value)?;
+            if self.holds_enough() && remaining.len() > 0 {
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    /// Whether so many transactions share a microsecond, of which `here` were found, that they stay in the order of their
+    /// keys.
+    fn is_too_large(&mut self, created_at: Timestamp, here: usize) -> Result<bool, StoreError> {
+        if here > MAX_READ || self.in_key_order == Some(created_at) {
+            return Ok(true);
+        }
+        if self.search.scope == Scope::ROWS {
+            return Ok(false);
+        }
+        let count = count_at(self.ledger, created_at)?;
+        self.counted += count;
+        Ok(count > MAX_READ)
+    }
+
+    /// Takes an entry if it matches.
+    fn look_at(&mut self, key: TxKey, value: u8) -> Result<(), StoreError> {
+        self.last = Some(key);
+        if let Some(row) = self.candidate(key, value)? {
+            let transaction = self.transaction(key, row)?;
+            self.take(transaction);
+        }
+        Ok(())
+    }
+
+    fn id(&self, key: TxKey) -> Result<TransactionId, StoreError> {
+        Ok(lookup::begin(self.ledger, key, self.row(key)?)?.recorded.transaction_id)
     }
 
     fn transaction(&self, key: TxKey, row: TransactionV1) -> Result<Transaction, StoreError> {
@@ -259,16 +368,10 @@ impl Walk<'_> {
         self.ledger.row(key)?.ok_or_else(|| missing(key))
     }
 
-    /// Whether the page begins within this microsecond.
-    fn starts_at(&self, key: TxKey) -> bool {
-        self.after.is_some_and(|after| after.created_at == key.created_at)
-    }
-
     /// Whether an entry lies at or before the place where the page begins.
-    fn is_past(&self, transaction: &Transaction) -> bool {
-        self.after.is_some_and(|after| {
-            let here = (transaction.created_at, &transaction.transaction_id);
-            let start = (after.created_at, &after.transaction_id);
+    fn is_past(&self, created_at: Timestamp, id: &TransactionId) -> bool {
+        self.starts_within.is_some_and(|after| {
+            let (here, start) = ((created_at, id), (after.created_at, &after.transaction_id));
             if self.filter.descending { here >= start } else { here <= start }
         })
     }
@@ -298,24 +401,14 @@ impl Walk<'_> {
     }
 
     fn take(&mut self, transaction: Transaction) {
-        self.page.next = Some(position(&transaction));
         if self.filter.capability.as_ref().is_none_or(|wanted| transaction.facts.capability == *wanted) {
             let evidence: usize = transaction.evidence.iter().map(String::len).sum();
             self.bytes += transaction.facts.context.as_str().len() + evidence;
-            self.page.items.push(transaction);
+            self.items.push(transaction);
         }
-    }
-
-    /// Passes over an entry; its id is looked up only if the page ends here.
-    fn skip(&mut self, key: TxKey) -> Result<(), StoreError> {
-        if self.is_full() {
-            let row = self.row(key)?;
-            self.page.next = Some(position(&self.transaction(key, row)?));
-        }
-        Ok(())
     }
 }
 
-fn position(transaction: &Transaction) -> Position {
-    Position { created_at: transaction.created_at, transaction_id: transaction.transaction_id.clone() }
-}
+#[cfg(test)]
+#[path = "query_tests.rs"]
+mod tests;

@@ -152,11 +152,6 @@ pub fn parked_key(sink: Sink, key: &ParkedKey) -> Vec<u8> {
     bytes
 }
 
-/// Where the keys of a sink begin.
-pub fn parked_range(sink: Sink) -> Vec<u8> {
-    vec![sink_byte(sink)]
-}
-
 /// Reads a key of `parked`; `None` for one that this version does not write.
 pub fn parse_parked_key(bytes: &[u8]) -> Option<(Sink, ParkedKey)> {
     let (sink, rest) = bytes.split_first()?;
@@ -179,17 +174,26 @@ fn sink_byte(sink: Sink) -> u8 {
     }
 }
 
-/// What PostgreSQL has acknowledged of what this file holds. It is at hand wherever transactions are read, so that none
-/// of them costs a look into replication's tables.
+/// What PostgreSQL has acknowledged of what this file holds, and how much each sink refuses. It is at hand wherever
+/// transactions are read, so that none of them costs a look into replication's tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Acknowledged {
     seq: u64,
     copies: u64,
-    /// How many entries it refuses; while there are none, nobody asks for one.
-    parked: u64,
+    /// How many entries each sink refuses; while PostgreSQL refuses none, nobody asks for one.
+    parked: [u64; Sink::ALL.len()],
 }
 
 impl Acknowledged {
+    /// How many entries a sink has refused and not taken since.
+    pub fn parked(self, sink: Sink) -> u64 {
+        self.parked[usize::from(sink_byte(sink))]
+    }
+
+    fn parked_mut(&mut self, sink: Sink) -> &mut u64 {
+        &mut self.parked[usize::from(sink_byte(sink))]
+    }
+
     /// How far a transaction with events in these places got; `is_parked` looks one of them up.
     pub(super) fn finality(
         self,
@@ -201,7 +205,7 @@ impl Acknowledged {
                 Place::Log(seq) => seq <= self.seq,
                 Place::Copy(CopyNumber(number)) => number <= self.copies,
             };
-            if !acknowledged || (self.parked > 0 && is_parked(&place.parked_key())?) {
+            if !acknowledged || (self.parked(Sink::Postgres) > 0 && is_parked(&place.parked_key())?) {
                 return Ok(Finality::Local);
             }
         }
@@ -223,10 +227,16 @@ fn redis_state(sinks: &impl ReadableTable<u8, &'static [u8]>) -> Result<RedisSta
 }
 
 impl Snapshot {
-    /// What PostgreSQL has acknowledged. For starting up: it counts what is parked.
+    /// What the sinks have acknowledged and refused. For starting up: it counts what is parked.
     pub(super) fn acknowledged(&self) -> Result<Acknowledged, StoreError> {
         let PostgresState { acked_seq: seq, acked_copies: copies, .. } = self.postgres_state()?;
-        Ok(Acknowledged { seq, copies, parked: self.parked_count(Sink::Postgres)? })
+        let mut acknowledged = Acknowledged { seq, copies, ..Acknowledged::default() };
+        for row in self.table(tables::PARKED)?.iter()? {
+            if let Some((sink, _)) = parse_parked_key(row?.0.value()) {
+                *acknowledged.parked_mut(sink) += 1;
+            }
+        }
+        Ok(acknowledged)
     }
 
     /// The cursors of PostgreSQL.
@@ -292,8 +302,8 @@ impl Batch<'_> {
         self.changed = true;
         let bytes = codec::encode(&ParkedV1::from(entry));
         let is_new = self.parked.insert(parked_key(sink, &entry.key).as_slice(), bytes.as_slice())?.is_none();
-        if is_new && sink == Sink::Postgres {
-            self.head.acknowledged.parked += 1;
+        if is_new {
+            *self.head.acknowledged.parked_mut(sink) += 1;
         }
         Ok(())
     }
@@ -307,9 +317,7 @@ impl Batch<'_> {
     pub fn unpark(&mut self, sink: Sink, key: &ParkedKey) -> Result<(), StoreError> {
         if self.parked.remove(parked_key(sink, key).as_slice())?.is_some() {
             self.changed = true;
-            if sink == Sink::Postgres {
-                self.head.acknowledged.parked -= 1;
-            }
+            *self.head.acknowledged.parked_mut(sink) -= 1;
         }
         Ok(())
     }

@@ -123,6 +123,15 @@ impl TxKey {
         }
     }
 
+    /// The key before this one; `None` before the least.
+    pub fn previous(self) -> Option<Self> {
+        match self.tie.checked_sub(1) {
+            Some(tie) => Some(Self { tie, ..self }),
+            None if self == Self::MIN => None,
+            None => Some(Self::last_at(Timestamp::from_micros(self.created_at.as_micros() - 1))),
+        }
+    }
+
     /// An id for a transaction that is recorded under this key.
     pub fn mint_id(self, random: [u8; 7]) -> TransactionId {
         // More than 256 in one microsecond share the last tie, and need a row in `transaction_ids`.

@@ -4,11 +4,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tradepost::clock::{Clock, SystemClock};
 
 use super::http::{Client, Request};
 use super::postgres::Postgres;
 use super::redis::RedisServer;
-use super::sidecar::{Home, PATIENCE, Setup, Sidecar};
+use super::sidecar::{Home, PATIENCE, Setup, Sidecar, wait_for};
 
 /// The database that sidecars share.
 const DATABASE: &str = "market";
@@ -55,18 +56,29 @@ pub fn sink(sidecar: &Sidecar, name: &str) -> Value {
     sidecar.client().get("/v1/status").expect(200).json()["sinks"][name].clone()
 }
 
-/// Waits until a sidecar's sinks are live and have everything that it holds.
+/// Waits until a sidecar's sinks are live and have everything that it holds by now.
 #[track_caller]
 pub fn wait_until_central(sidecar: &Sidecar) {
+    // A status is as of the end of a round: one from before what was just written says nothing about it.
+    let begun = SystemClock::default().now().to_string();
+    let has_everything = |sink: &Value| {
+        sink["state"] == "live" && sink["backlog"] == 0 && sink["last_success_at"].as_str() > Some(begun.as_str())
+    };
     let deadline = Instant::now() + PATIENCE;
     loop {
         let sinks = ["redis", "postgres"].map(|name| sink(sidecar, name));
-        if sinks.iter().all(|sink| sink["state"] == "live" && sink["backlog"] == 0) {
+        if sinks.iter().all(has_everything) {
             return;
         }
         assert!(Instant::now() < deadline, "waited in vain for both sinks to have everything: {sinks:#?}");
         thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// Waits until a sidecar says that it is ready, central systems and all.
+#[track_caller]
+pub fn wait_until_ready(sidecar: &Sidecar) {
+    wait_for("readiness", || (sidecar.client().get("/readyz?sync=1").status == 200).then_some(()));
 }
 
 /// Registers an agent that can do one thing.

@@ -288,6 +288,10 @@ impl Drop for Sidecar {
         if let Some(child) = &mut self.child {
             child.kill().ok();
             child.wait().ok();
+            if thread::panicking() {
+                // What it had to say may be why.
+                eprintln!("the log of the sidecar at {}:\n{}", self.address, self.log());
+            }
         }
     }
 }

@@ -62,10 +62,7 @@ fn one_row_in_a_hundred_that_a_constraint_refuses_is_parked_with_the_reason_and_
         }
     });
     let mut client = sidecar.client();
-    wait_for("all that may be to be central", || {
-        let shown = sink(&sidecar, "postgres");
-        (shown["backlog"] == 0 && shown["state"] == "live").then_some(())
-    });
+    wait_until_central(&sidecar);
     assert_eq!(central.sql("SELECT count(*) FROM marketplace_transactions"), "990");
     assert_eq!(central.sql("SELECT count(*) FROM marketplace_transaction_events"), "990");
     assert_eq!(sink(&sidecar, "postgres")["parked"], 10);
@@ -175,13 +172,14 @@ fn a_dropped_column_halts_with_its_name_parks_nothing_and_heals_when_it_is_back(
         central.sql(&format!("ALTER TABLE {table} DROP COLUMN {column}"));
         let id = format!("without-{column}");
         record(&mut client, &id, "genesis", "thon");
-        let shown = wait_for("the halt", || {
+        // It may have halted before there was anything to push.
+        let shown = wait_for("the halt, and what waits", || {
             let shown = sink(&sidecar, "postgres");
-            (shown["state"] == "halted").then_some(shown)
+            (shown["state"] == "halted" && shown["backlog"] == 1).then_some(shown)
         });
         let reason = shown["last_error"].as_str().expect("it says why");
         assert!(reason.contains(column) && reason.contains("42703"), "{reason}");
-        assert_eq!((&shown["parked"], &shown["backlog"]), (&json!(0), &json!(1)), "{shown}");
+        assert_eq!(shown["parked"], 0, "{shown}");
 
         central.sql(&format!("ALTER TABLE {table} ADD COLUMN {column} {kind}"));
         let begun = Instant::now();

@@ -61,7 +61,7 @@ fn has_become_another(sidecar: &Sidecar, before: &str) -> String {
     let is_told =
         || told(sidecar, "postgres", "this file is a copy").or_else(|| told(sidecar, "redis", "went on as a new node"));
     wait_for("it to be told", is_told);
-    assert!(sidecar.log().contains(&now), "{}", sidecar.log());
+    wait_for("it to be logged", || sidecar.log().contains(&now).then_some(()));
     now
 }
 

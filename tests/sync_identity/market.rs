@@ -144,7 +144,7 @@ impl Parties {
         for (sampler, sidecar) in samplers.into_iter().zip([&self.payer, &self.provider]) {
             wait_for("finality to go back", || sampler.is_local.load(Ordering::SeqCst).then_some(()));
             wait_for("the fault to be told", || told(sidecar, "postgres", note));
-            assert!(sidecar.log().contains(note), "{}", sidecar.log());
+            wait_for("it to be logged", || sidecar.log().contains(note).then_some(()));
         }
         market.to_postgres.set(Link::Up);
         market.looks_as(&before);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::common::central::{Decision, decide, record, register, view};
+use super::common::central::{Decision, decide, record, register, view, wait_until_ready};
 use super::common::http::Request;
 use super::common::sidecar::{Home, wait_for};
 use super::market::Market;
@@ -172,7 +172,7 @@ fn older_clients_and_sidecars_trade_over_the_older_tables_and_documents() {
     wait_for("the deletion", || market.document("thon").is_none().then_some(()));
     let listed: Vec<String> = market.redis.command(&["SMEMBERS", "agents:all"]);
     assert_eq!(listed, ["legacy"], "an older client lists no agent that is gone");
-    client.get("/readyz?sync=1").expect(200);
+    wait_until_ready(&sidecar);
     sidecar.stop();
     home.assert_sound();
 }

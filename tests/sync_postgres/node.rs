@@ -10,11 +10,12 @@ use secrecy::SecretString;
 use tokio::sync::{Notify, watch};
 use tradepost::clock::{Clock, SystemClock};
 use tradepost::domain::transaction::Finality;
-use tradepost::domain::{Decision, NewTransaction, Sink, Transaction};
+use tradepost::domain::{Decision, NewTransaction, Sink, Transaction, TransactionId};
 use tradepost::engine::replica::{SinkRequest, SinkState};
 use tradepost::metrics::Metrics;
 use tradepost::sync::driver::{Surroundings, drive};
 use tradepost::sync::postgres::Postgres;
+use tradepost::sync::postgres::sweep::Sweeping;
 use tradepost::{Engine, Location, Options};
 
 use super::common::sidecar::wait_for;
@@ -45,6 +46,11 @@ impl Node {
     }
 
     pub fn replicate(&mut self, url: &str, sweep_every: Option<Duration>) {
+        let sweeping = Sweeping { every: sweep_every, retry_after: HEALING * 2, time: HEALING };
+        self.replicate_sweeping(url, sweeping);
+    }
+
+    pub fn replicate_sweeping(&mut self, url: &str, sweeping: Sweeping) {
         let (stop, stopped) = watch::channel(false);
         let (engine, bell) = (self.engine.clone(), Arc::clone(&self.bell));
         let url = Arc::new(ArcSwap::from_pointee(SecretString::from(url)));
@@ -63,10 +69,7 @@ impl Node {
                 bell,
             };
             let tasks = tokio::task::LocalSet::new();
-            let mut postgres = Postgres::new(engine, clock, url, false);
-            if let Some(every) = sweep_every {
-                postgres = postgres.sweeping_every(every);
-            }
+            let postgres = Postgres::new(engine, clock, url, false).sweeping(sweeping);
             tasks.block_on(&runtime, drive(postgres, surroundings));
         });
         self.sync = Some((stop, thread));
@@ -104,6 +107,11 @@ impl Node {
         self.engine.transaction(&transaction_id(id)).ok()
     }
 
+    /// Whether it shows a transaction, whose id may be any.
+    pub fn holds(&self, id: &str) -> bool {
+        self.engine.transaction(&TransactionId::from_stored(id)).is_ok()
+    }
+
     pub fn state(&self) -> SinkState {
         self.engine.sinks().status(Sink::Postgres).state
     }
@@ -138,7 +146,7 @@ impl Node {
     }
 
     pub fn parked(&self) -> u64 {
-        self.engine.parked_count(Sink::Postgres).expect("the store answers")
+        self.engine.parked_count(Sink::Postgres)
     }
 }
 

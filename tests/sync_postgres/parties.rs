@@ -3,52 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use tempfile::TempDir;
-use tradepost::domain::{Decision, ResolutionOutcome, TransactionStatus};
+use tradepost::domain::{Decision, ResolutionOutcome, Sink, TransactionStatus};
+use tradepost::engine::PageRequest;
 use tradepost::engine::replica::{SinkRequest, SinkState};
 
-use super::common::postgres::{Bouncer, Postgres};
+use super::common::postgres::Bouncer;
 use super::common::sidecar::wait_for;
+use super::market::Market;
 use super::node::{HEALING, Node};
-
-struct Market {
-    server: Postgres,
-    url: String,
-    home: TempDir,
-}
-
-impl Market {
-    fn open() -> Self {
-        let server = Postgres::start();
-        let url = server.database("market");
-        Self { server, url, home: tempfile::tempdir().expect("there is room") }
-    }
-
-    fn file(&self, name: &str) -> std::path::PathBuf {
-        self.home.path().join(format!("{name}.redb"))
-    }
-
-    /// The payer's node and the provider's.
-    fn parties(&self) -> (Node, Node) {
-        let a = Node::start(&self.file("a"), "genesis", &self.url);
-        let b = Node::start(&self.file("b"), "thon", &self.url);
-        (a, b)
-    }
-
-    fn sql(&self, sql: &str) -> String {
-        self.server.sql("market", sql)
-    }
-
-    /// What a transaction's row says: status and evidence.
-    fn row(&self, id: &str) -> String {
-        self.sql(&format!("SELECT status, evidence FROM marketplace_transactions WHERE transaction_id = '{id}'"))
-    }
-
-    /// All event ids that are central.
-    fn events(&self) -> BTreeSet<String> {
-        self.sql("SELECT event_id FROM marketplace_transaction_events").lines().map(ToOwned::to_owned).collect()
-    }
-}
 
 /// All event ids that a node shows for its transactions.
 fn events_of<'a>(node: &Node, ids: impl IntoIterator<Item = &'a str>) -> BTreeSet<String> {
@@ -84,7 +46,9 @@ fn two_parties_follow_each_other_through_the_life_of_a_transaction() {
     assert_eq!(events_of(&a, ["t1"]), market.events());
     assert_eq!(events_of(&b, ["t1"]), market.events());
     assert_eq!(market.events().len(), 5);
-    assert_eq!((a.state(), b.state()), (SinkState::Live, SinkState::Live));
+    for node in [&a, &b] {
+        wait_for("nothing to be left to do", || (node.state() == SinkState::Live).then_some(()));
+    }
 }
 
 #[test]
@@ -211,8 +175,10 @@ fn a_copied_file_becomes_a_node_of_its_own_and_nothing_is_lost() {
         assert_eq!(events_of(node, ["t1", "only-a", "only-copy"]), market.events());
     }
     assert_eq!(market.row("t1"), "disputed|[\"from the copy\"]");
-    let notes = copy.engine.sinks().status(tradepost::domain::Sink::Postgres).notes.join(" ");
-    assert!(notes.contains("copy"), "it is reported: {notes}");
+    wait_for("it to be told", || {
+        let notes = copy.engine.sinks().status(Sink::Postgres).notes.join(" ");
+        notes.contains("copy").then_some(())
+    });
 }
 
 #[test]
@@ -326,7 +292,7 @@ fn a_poisoned_row_is_parked_and_delivered_on_request() {
     b.sees("t2", "there", |_| true);
     wait_for("both events to be parked", || (a.parked() == 2).then_some(()));
     assert!(market.row("t1").is_empty());
-    assert_eq!(a.state(), SinkState::Live);
+    wait_for("the sink to be live all the same", || (a.state() == SinkState::Live).then_some(()));
     market.sql("ALTER TABLE marketplace_transactions DROP CONSTRAINT no_devil");
     a.ask(SinkRequest::Retry);
     b.sees("t1", "settled", |t| t.status == TransactionStatus::Settled);
@@ -425,4 +391,29 @@ fn a_resync_repairs_what_somebody_broke() {
     wait_for("the repair", || (market.events().is_superset(&before)).then_some(()));
     assert!(market.row("t3").starts_with("pending|"));
     a.drained();
+}
+
+#[test]
+fn what_is_locked_just_when_it_is_tried_again_is_not_forgotten() {
+    let market = Market::open();
+    let a = Node::start(&market.file("a"), "genesis", &market.url);
+    a.record("t1", "genesis", "thon", "1");
+    a.drained();
+    market.sql("ALTER TABLE marketplace_transaction_events ADD CONSTRAINT calm CHECK (kind <> 'settled')");
+    a.decide("t1", Decision::Settle);
+    wait_for("the decision to be parked", || (a.parked() == 1).then_some(()));
+    market.sql("ALTER TABLE marketplace_transaction_events DROP CONSTRAINT calm");
+    let runtime = super::access::runtime();
+    let other = runtime.block_on(super::book::session(&market.url));
+    let lock = "BEGIN; SELECT FROM marketplace_transactions WHERE transaction_id = 't1' FOR UPDATE";
+    runtime.block_on(other.batch(lock)).expect("it is locked");
+    a.ask(SinkRequest::Retry);
+    wait_for("it to be tried", || {
+        let page = PageRequest { limit: 1, cursor: None };
+        let parked = a.engine.parked(Sink::Postgres, page).expect("the store answers").items;
+        (parked.first()?.code == "55P03").then_some(())
+    });
+    runtime.block_on(other.batch("COMMIT")).expect("it lets go");
+    wait_for("nothing to be parked", || (a.parked() == 0).then_some(()));
+    a.is_central("t1");
 }

@@ -1,69 +1,17 @@
 //! Rows that nobody who keeps our rules would write: one of them stands in nobody else's way.
 
-use std::path::PathBuf;
-use std::time::Duration;
-
-use tempfile::TempDir;
-use tradepost::domain::{CopyNumber, TransactionId};
-use tradepost::engine::replica::SinkState;
+use tradepost::domain::{CopyNumber, Decision, Sink, TransactionId};
+use tradepost::engine::replica::{SinkRequest, SinkState};
 use tradepost::store::verify;
 
-use super::common::postgres::Postgres;
 use super::common::sidecar::wait_for;
+use super::market::Market;
 use super::node::Node;
-
-/// How often the nodes here look for what older clients did.
-const SWEEP_EVERY: Duration = Duration::from_secs(1);
-
-struct Market {
-    server: Postgres,
-    url: String,
-    home: TempDir,
-}
-
-impl Market {
-    /// With its tables, which nobody follows yet.
-    fn open() -> Self {
-        let server = Postgres::start();
-        let url = server.database("market");
-        let market = Self { server, url, home: tempfile::tempdir().expect("there is room") };
-        let first = Node::start(&market.file("first"), "mira", &market.url);
-        wait_for("the tables", || (first.state() == SinkState::Live).then_some(()));
-        market
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.home.path().join(format!("{name}.redb"))
-    }
-
-    /// The provider's node, which looks for what older clients did.
-    fn provider(&self) -> Node {
-        let mut node = Node::open(&self.file("b"), "thon");
-        node.replicate(&self.url, Some(SWEEP_EVERY));
-        node
-    }
-
-    fn sql(&self, sql: &str) -> String {
-        self.server.sql("market", sql)
-    }
-
-    /// A row as an older client writes it; `status` and `evidence` are SQL.
-    fn row(&self, id: &str, status: &str, evidence: &str) {
-        self.sql(&format!(
-            "INSERT INTO marketplace_transactions VALUES ('{id}', '2024-01-02 03:04:05', 'old', 'thon', 'python', 1,
-                                                          'USD', {status}, '{{}}', {evidence})"
-        ));
-    }
-}
-
-fn holds(node: &Node, id: &str) -> bool {
-    node.engine.transaction(&TransactionId::from_stored(id)).is_ok()
-}
 
 /// Waits until the provider shows `id`, follows its agent and is live, and sees what comes afterwards too.
 #[track_caller]
 fn flows(market: &Market, node: &Node, id: &str) {
-    wait_for(id, || holds(node, id).then_some(()));
+    wait_for(id, || node.holds(id).then_some(()));
     wait_for("the agent to be covered", || {
         let agents = node.engine.ledger_agents().expect("the store answers");
         agents.iter().all(|agent| agent.covered).then_some(())
@@ -71,19 +19,19 @@ fn flows(market: &Market, node: &Node, id: &str) {
     wait_for("it to be live", || (node.state() == SinkState::Live).then_some(()));
     let other = Node::start(&market.file("a"), "genesis", &market.url);
     other.record("later", "genesis", "thon", "1");
-    wait_for("what comes later", || holds(node, "later").then_some(()));
+    wait_for("what comes later", || node.holds("later").then_some(()));
     node.record("own", "thon", "genesis", "1");
-    wait_for("our own", || holds(&other, "own").then_some(()));
+    wait_for("our own", || other.holds("own").then_some(()));
 }
 
 #[test]
 fn a_row_or_an_event_larger_than_any_may_be_harms_nobody() {
-    let market = Market::open();
-    market.row("a large row", "'pending'", "jsonb_build_array(repeat('x', 9000000))");
-    market.row("a small row", "'pending'", "'[\"receipt\"]'");
+    let market = Market::with_tables();
+    market.write_row("a large row", "'pending'", "jsonb_build_array(repeat('x', 9000000))");
+    market.write_row("a small row", "'pending'", "'[\"receipt\"]'");
     let large = "SELECT md5(evidence::text), xmin FROM marketplace_transactions WHERE transaction_id = 'a large row'";
     let before = market.sql(large);
-    let node = market.provider();
+    let node = market.sweeping_provider();
     flows(&market, &node, "a small row");
     market.sql(
         "INSERT INTO marketplace_transaction_events (event_id, transaction_id, payer_agent, provider_agent, recorded_by,
@@ -94,8 +42,8 @@ fn a_row_or_an_event_larger_than_any_may_be_harms_nobody() {
     );
     let other = Node::start(&market.file("a"), "genesis", &market.url);
     other.record("last", "genesis", "thon", "1");
-    wait_for("what comes last", || holds(&node, "last").then_some(()));
-    assert!(!holds(&node, "a large row"));
+    wait_for("what comes last", || node.holds("last").then_some(()));
+    assert!(!node.holds("a large row"));
     assert_eq!(market.sql(large), before, "it stays as it is");
     let transaction = node.engine.transaction(&TransactionId::from_stored("a small row")).expect("it can be read");
     assert_eq!(transaction.evidence, ["receipt"]);
@@ -109,25 +57,127 @@ fn a_row_or_an_event_larger_than_any_may_be_harms_nobody() {
 
 #[test]
 fn a_row_without_a_status_harms_nobody() {
-    let market = Market::open();
+    let market = Market::with_tables();
     market.sql("ALTER TABLE marketplace_transactions ALTER COLUMN status DROP NOT NULL");
-    market.row("a row without", "NULL", "'[]'");
-    market.row("a row with", "'pending'", "'[]'");
-    let node = market.provider();
+    market.write_row("a row without", "NULL", "'[]'");
+    market.write_row("a row with", "'pending'", "'[]'");
+    let node = market.sweeping_provider();
     flows(&market, &node, "a row with");
-    assert!(!holds(&node, "a row without"));
+    assert!(!node.holds("a row without"));
+}
+
+#[test]
+fn an_event_that_lacks_something_is_passed_over_and_the_rest_flows_on() {
+    let market = Market::with_tables();
+    market.write_row("a row", "'pending'", "'[]'");
+    let node = market.sweeping_provider();
+    flows(&market, &node, "a row");
+    market.sql("ALTER TABLE marketplace_transaction_events DROP CONSTRAINT marketplace_transaction_events_pkey");
+    // Whoever looks for what is new finds an event by its xid; whose id it has nobody can take away.
+    let columns = [
+        "event_id",
+        "transaction_id",
+        "payer_agent",
+        "recorded_by",
+        "facts",
+        "kind",
+        "round",
+        "payload",
+        "occurred_at",
+        "node_id",
+        "node_seq",
+        "hash",
+    ];
+    for column in columns {
+        market.sql(&format!(
+            "ALTER TABLE marketplace_transaction_events ALTER COLUMN {column} DROP NOT NULL;
+             CREATE TEMP TABLE event AS SELECT * FROM marketplace_transaction_events
+              WHERE transaction_id = 'a row' AND kind = 'recorded' AND event_id IS NOT NULL LIMIT 1;
+             ALTER TABLE event DROP COLUMN xid, DROP COLUMN id;
+             UPDATE event SET event_id = gen_random_uuid();
+             UPDATE event SET {column} = NULL;
+             INSERT INTO marketplace_transaction_events SELECT * FROM event;"
+        ));
+    }
+    let lacking = "SELECT count(*) FROM marketplace_transaction_events e WHERE e.* IS NULL OR NOT e.* IS NOT NULL";
+    assert_eq!(market.sql(lacking), columns.len().to_string());
+    market.sql("CREATE UNIQUE INDEX ON marketplace_transaction_events (event_id)");
+
+    let other = Node::start(&market.file("a"), "genesis", &market.url);
+    other.record("last", "genesis", "thon", "1");
+    wait_for("what comes last", || node.holds("last").then_some(()));
+    node.engine.decide(TransactionId::from_stored("a row"), Decision::Settle, None).wait().expect("it is pending");
+    wait_for("a decision on what cannot be read to be set aside", || (node.parked() == 1).then_some(()));
+    node.record("own-again", "thon", "genesis", "1");
+    wait_for("our own", || other.holds("own-again").then_some(()));
+}
+
+#[test]
+fn text_that_is_none_is_passed_over_and_the_rest_flows_on() {
+    let market = Market::with_tables_in("SQL_ASCII");
+    market.write_row("a row", "'pending'", "'[]'");
+    market.write_row("a row with text", "'pending'", "'[]'");
+    market.sql(
+        "INSERT INTO marketplace_transactions
+         SELECT id, created_at, payer_agent, provider_agent, capability || E'\\xff', amount, currency, status, context, evidence
+           FROM marketplace_transactions t, unnest(ARRAY['a row without text', E'a row \\xff']) id
+          WHERE t.transaction_id = 'a row'",
+    );
+    let node = market.sweeping_provider();
+    flows(&market, &node, "a row with text");
+    assert!(!node.holds("a row without text"));
+    for column in ["kind", "payer_agent", "transaction_id"] {
+        market.sql(&format!(
+            "CREATE TEMP TABLE event AS SELECT * FROM marketplace_transaction_events
+              WHERE transaction_id = 'a row' AND kind = 'recorded' LIMIT 1;
+             ALTER TABLE event DROP COLUMN xid, DROP COLUMN id;
+             UPDATE event SET event_id = gen_random_uuid(), {column} = E'\\xff';
+             INSERT INTO marketplace_transaction_events SELECT * FROM event;"
+        ));
+    }
+    let other = Node::start(&market.file("a"), "genesis", &market.url);
+    other.record("last", "genesis", "thon", "1");
+    wait_for("what comes last", || node.holds("last").then_some(()));
+}
+
+#[test]
+fn a_column_of_another_type_halts_the_sink_and_says_which() {
+    let market = Market::with_tables();
+    market.sql("ALTER TABLE marketplace_transaction_events ALTER COLUMN round TYPE BIGINT");
+    let node = Node::start(&market.file("a"), "genesis", &market.url);
+    node.record("t1", "genesis", "thon", "1");
+    let other = Node::start(&market.file("b"), "thon", &market.url);
+    let status = wait_for("the fault to show", || {
+        let status = other.engine.sinks().status(Sink::Postgres);
+        (status.state == SinkState::Halted).then_some(status)
+    });
+    assert!(status.last_error.as_ref().is_some_and(|words| words.contains("round")), "{status:?}");
+    market.sql("ALTER TABLE marketplace_transaction_events ALTER COLUMN round TYPE INT");
+    other.ask(SinkRequest::Retry);
+    wait_for("the transaction", || other.holds("t1").then_some(()));
 }
 
 #[test]
 fn a_row_whose_adoption_is_refused_harms_nobody() {
-    let market = Market::open();
-    market.row("a refused row", "'pending'", "'[]'");
-    market.row("a row that is taken", "'pending'", "'[]'");
+    let market = Market::with_tables();
+    market.write_row("a refused row", "'pending'", "'[]'");
+    market.write_row("a row that is taken", "'pending'", "'[]'");
     market.sql(
         "ALTER TABLE marketplace_transaction_events
            ADD CONSTRAINT picky CHECK (transaction_id <> 'a refused row') NOT VALID",
     );
-    let node = market.provider();
+    let node = market.sweeping_provider();
     flows(&market, &node, "a row that is taken");
-    assert!(!holds(&node, "a refused row"));
+    assert!(!node.holds("a refused row"));
+    let told = || {
+        let notes = node.engine.sinks().status(Sink::Postgres).notes.clone();
+        notes.into_iter().filter(|note| note.contains("a refused row")).collect::<Vec<_>>()
+    };
+    let swept_before = market.sweeps();
+    wait_for("more sweeps", || (market.sweeps() > swept_before + 2).then_some(()));
+    let notes = told();
+    assert!(notes.len() == 1 && notes[0].contains("picky"), "it is told once, with the reason: {notes:?}");
+    market.sql("ALTER TABLE marketplace_transaction_events DROP CONSTRAINT picky");
+    wait_for("the row", || node.holds("a refused row").then_some(()));
+    wait_for("the note to go", || told().is_empty().then_some(()));
 }

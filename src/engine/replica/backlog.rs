@@ -9,9 +9,9 @@ impl Engine {
         Ok(self.core().store.snapshot()?.copy_position()?)
     }
 
-    /// How many entries of a sink are parked.
-    pub fn parked_count(&self, sink: Sink) -> Result<u64, Error> {
-        Ok(self.core().store.snapshot()?.parked_count(sink)?)
+    /// How many entries of a sink are parked, as of the last commit. Kept, not counted.
+    pub fn parked_count(&self, sink: Sink) -> u64 {
+        self.core().view().acknowledged.parked(sink)
     }
 
     /// The `recorded` event whose facts a transaction shows here, own or a copy: a decision whose transaction PostgreSQL

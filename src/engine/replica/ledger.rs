@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::domain::event::FactsHash;
 use crate::domain::sink::TRANSACTION_ID_CONFLICT;
-use crate::domain::{AgentId, CopyNumber, EventBody, LedgerEntry, LogPosition, PostgresState, TransactionId};
+use crate::domain::{AgentId, CopyNumber, EventBody, LedgerEntry, LogPosition, NodeId, PostgresState, TransactionId};
 use crate::engine::command::{Command, Effect, Session, Stop};
 use crate::engine::{Engine, Error, Pending};
 use crate::store::{Merged, Portion};
@@ -22,6 +22,9 @@ pub struct Absorbed {
     pub touched: Vec<TransactionId>,
     /// Copies up to this number are known to be in PostgreSQL, as [`PostgresState::acked_copies`] says from here on.
     pub acked_copies: u64,
+    /// The cursors were of an earlier id of this node, and were not written; see
+    /// [`Outdated`](super::Saved::Outdated).
+    pub outdated: bool,
 }
 
 /// An agent whose transactions this node follows.
@@ -60,10 +63,11 @@ impl Engine {
     /// than a record may be, is left out and counted.
     ///
     /// Of `state` everything is stored but `acked_copies`: that stays as it is stored, and follows the new copies where it
-    /// was complete, since they came from PostgreSQL. Without a state the events came from elsewhere and have yet to be
-    /// offered to it.
-    pub fn absorb(&self, entries: Vec<LedgerEntry>, state: Option<PostgresState>) -> Pending<Absorbed> {
-        self.submit(Absorb { entries, state })
+    /// was complete, since they came from PostgreSQL. It goes with the id of this node that it is for, as in
+    /// [`save_postgres`](Self::save_postgres). Without a state the events came from elsewhere and have yet to be offered
+    /// to it.
+    pub fn absorb(&self, entries: Vec<LedgerEntry>, cursors: Option<(NodeId, PostgresState)>) -> Pending<Absorbed> {
+        self.submit(Absorb { entries, cursors })
     }
 
     /// The agents whose transactions this node follows: those registered here, and those that ever were while
@@ -93,7 +97,7 @@ impl Engine {
 
 struct Absorb {
     entries: Vec<LedgerEntry>,
-    state: Option<PostgresState>,
+    cursors: Option<(NodeId, PostgresState)>,
 }
 
 impl Command for Absorb {
@@ -127,7 +131,9 @@ impl Command for Absorb {
         }
         let stored = session.batch.postgres_state()?;
         absorbed.acked_copies = stored.acked_copies;
-        if let Some(state) = self.state {
+        let node_id = session.batch.node_id();
+        absorbed.outdated = self.cursors.as_ref().is_some_and(|(of, _)| *of != node_id);
+        if let Some((_, state)) = self.cursors.filter(|(of, _)| *of == node_id) {
             if stored.acked_copies == copies_before {
                 absorbed.acked_copies = session.batch.copies();
             }

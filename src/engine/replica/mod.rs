@@ -16,7 +16,7 @@ pub use board::{SinkBoard, SinkRequest, SinkState, SinkStatus};
 pub(super) use ledger::merge;
 pub use ledger::{Absorbed, LedgerAgent};
 pub use registry::{AbsorbedAgents, AgentChange, LocalLease, RegistryLink, RemoteAgent};
-pub use state::{CommitMark, ForkReason};
+pub use state::{CommitMark, ForkReason, Saved};
 
 pub use crate::domain::{
     Canary, CopyNumber, Identity, LedgerEntry, LogPosition, Observation, ParkedEntry, ParkedKey, PostgresState,

@@ -39,18 +39,31 @@ impl fmt::Display for ForkReason {
     }
 }
 
+/// What came of writing cursors down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Saved {
+    /// They are stored.
+    Yes,
+    /// They are of an earlier id of this node, and were set back when it got its present one: nothing was written.
+    Outdated,
+}
+
 impl Engine {
     /// Who this node is, and who it was before.
     pub fn identity(&self) -> Identity {
         Identity::clone(&self.core().store.identity())
     }
 
-    /// Goes on as a new node, since another file goes by this one's id. The log keeps its chain, its numbers and its
-    /// event ids; local agents stay here, but are told to others only once they show a sign of life; what was observed
-    /// and is not acknowledged goes on under new observer ids. The cursors of both sinks begin anew: read them again.
-    /// The answer is the new id.
-    pub fn fork(&self, why: ForkReason) -> Pending<NodeId> {
-        self.submit(Fork(why))
+    /// Goes on as a new node, since another file goes by the id `known_as`, and answers with the new id. Where this node
+    /// does not go by that id any more nothing is done: both sinks find a copy out at about the same time.
+    ///
+    /// The log keeps its chain, its numbers and its event ids; local agents stay here, but are told to others only once
+    /// they show a sign of life; what was observed and is not acknowledged goes on under new observer ids. The cursors of
+    /// both sinks begin anew: read them again. What is still being written of those of the earlier id is
+    /// [`Outdated`](Saved::Outdated) from here on.
+    pub fn fork(&self, known_as: NodeId, why: ForkReason) -> Pending<NodeId> {
+        self.submit(Fork { known_as, why })
     }
 
     /// How far the store has come; changes after each durable commit that has brought something for a sink.
@@ -58,24 +71,25 @@ impl Engine {
         self.core().commits()
     }
 
-    /// The cursors of PostgreSQL.
+    /// The cursors of PostgreSQL. Whoever means to write them later reads the node's id first: it says whose they are.
     pub fn postgres_state(&self) -> Result<PostgresState, Error> {
         Ok(self.core().store.snapshot()?.postgres_state()?)
     }
 
-    /// Writes the cursors of PostgreSQL. `restarted` says that everybody's history has to be read again.
-    pub fn save_postgres(&self, state: PostgresState) -> Pending<()> {
-        self.submit(SavePostgres(state))
+    /// Writes the cursors that PostgreSQL has for `node_id`, if this node still goes by it. `restarted` says that
+    /// everybody's history has to be read again.
+    pub fn save_postgres(&self, node_id: NodeId, state: PostgresState) -> Pending<Saved> {
+        self.submit(SavePostgres { node_id, state })
     }
 
-    /// The cursors of Redis.
+    /// The cursors of Redis; see [`postgres_state`](Self::postgres_state).
     pub fn redis_state(&self) -> Result<RedisState, Error> {
         Ok(self.core().store.snapshot()?.redis_state()?)
     }
 
-    /// Writes the cursors of Redis.
-    pub fn save_redis(&self, state: RedisState) -> Pending<()> {
-        self.submit(SaveRedis(state))
+    /// Writes the cursors that Redis has for `node_id`, if this node still goes by it.
+    pub fn save_redis(&self, node_id: NodeId, state: RedisState) -> Pending<Saved> {
+        self.submit(SaveRedis { node_id, state })
     }
 
     /// Sets entries aside that a sink refuses; those that are parked already are written anew.
@@ -100,13 +114,19 @@ impl Engine {
     }
 }
 
-struct Fork(ForkReason);
+struct Fork {
+    known_as: NodeId,
+    why: ForkReason,
+}
 
 impl Command for Fork {
     type Output = NodeId;
 
     fn run(self, session: &mut Session<'_, '_>) -> Result<NodeId, Stop> {
         let before = session.batch.node_id();
+        if before != self.known_as {
+            return Ok(before);
+        }
         let node_id = NodeId::mint(session.moment.now, session.random_bytes());
         let (local, observed) = session.batch.local_and_observed()?;
         for id in &local {
@@ -123,31 +143,45 @@ impl Command for Fork {
         session.batch.uncover_all()?;
         let redis = session.batch.redis_state()?;
         session.batch.put_redis_state(&RedisState { acked_change_seq: 0, ..redis })?;
-        tracing::warn!(%before, now = %node_id, agents = local.len(), "{}; this file goes on as a new node", self.0);
+        tracing::warn!(%before, now = %node_id, agents = local.len(), "{}; this file goes on as a new node", self.why);
         Ok(node_id)
     }
 }
 
-struct SavePostgres(PostgresState);
+struct SavePostgres {
+    node_id: NodeId,
+    state: PostgresState,
+}
 
 impl Command for SavePostgres {
-    type Output = ();
+    type Output = Saved;
 
-    fn run(self, session: &mut Session<'_, '_>) -> Result<(), Stop> {
-        if self.0.restarted {
+    fn run(self, session: &mut Session<'_, '_>) -> Result<Saved, Stop> {
+        if session.batch.node_id() != self.node_id {
+            return Ok(Saved::Outdated);
+        }
+        if self.state.restarted {
             session.batch.uncover_all()?;
         }
-        Ok(session.batch.put_postgres_state(&self.0)?)
+        session.batch.put_postgres_state(&self.state)?;
+        Ok(Saved::Yes)
     }
 }
 
-struct SaveRedis(RedisState);
+struct SaveRedis {
+    node_id: NodeId,
+    state: RedisState,
+}
 
 impl Command for SaveRedis {
-    type Output = ();
+    type Output = Saved;
 
-    fn run(self, session: &mut Session<'_, '_>) -> Result<(), Stop> {
-        Ok(session.batch.put_redis_state(&self.0)?)
+    fn run(self, session: &mut Session<'_, '_>) -> Result<Saved, Stop> {
+        if session.batch.node_id() != self.node_id {
+            return Ok(Saved::Outdated);
+        }
+        session.batch.put_redis_state(&self.state)?;
+        Ok(Saved::Yes)
     }
 }
 

@@ -1,49 +1,30 @@
 //! Towards PostgreSQL: own events, then copies of others' events, then what was set aside.
 //!
-//! Somebody else's locks, deadlocks and time-outs make batches smaller. An entry that stays in the way is set aside and
-//! tried again every twenty seconds; one that is refused for its content, when somebody asks or the connection is new.
+//! Somebody else's locks, deadlocks and time-outs make batches smaller. An entry that stays in the way is set aside, as is
+//! one that is refused for its content; [`parked`](super::parked) tries them again.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use super::errors::{Kind, Trouble};
 use super::merge::{Conflict, Offer, Refused};
+use super::parked::ParkedRun;
 use super::push::{MAX_BYTES, MAX_EVENTS, Push, Pushed, Window, waiting_for_locks};
 use super::session::Session;
 use super::worker::{Link, Postgres};
-use crate::domain::{CopyNumber, LedgerEntry, LogPosition, ParkedEntry, ParkedKey, PostgresState, Sink};
-use crate::engine::{Engine, PageRequest};
+use crate::domain::{CopyNumber, LogPosition, NodeId, ParkedEntry, ParkedKey, PostgresState, Sink};
 
-/// How often what somebody was in the way of is tried again: it is to be delivered within half a minute of being free.
-const RETRY_EVERY: Duration = Duration::from_secs(20);
 /// How often an entry may stand in the way before it is set aside.
 const STRIKES: u32 = 3;
-/// How many parked entries are tried at once.
-const PARKED_AT_ONCE: usize = 500;
-/// The SQLSTATEs of what was in the way, and may not be any more.
-const PASSING: [&str; 4] = ["40001", "40P01", "55P03", "57014"];
-
 /// What was learned about pushing, kept across connections.
 pub struct Drain {
     /// The most events of the next batch.
     limit: usize,
     /// The last batch had to be taken apart.
     in_pieces: bool,
-    window: Window,
+    pub(super) window: Window,
     strikes: HashMap<ParkedKey, u32>,
-    parked: ParkedRun,
-}
-
-/// A run through the parked entries.
-struct ParkedRun {
-    /// When it begins.
-    due: Instant,
-    /// Whether all of them are tried, or only those that something was in the way of.
-    all: bool,
-    /// Where its next page begins, once it has begun.
-    cursor: Option<String>,
+    pub(super) parked: ParkedRun,
 }
 
 /// What came of pushing.
@@ -60,18 +41,18 @@ impl Drain {
             in_pieces: false,
             window: Window::default(),
             strikes: HashMap::new(),
-            parked: ParkedRun { due: Instant::now(), all: true, cursor: None },
+            parked: ParkedRun::through_all(),
         }
     }
 
     /// Tries everything that was set aside again, at once.
     pub fn retry_all(&mut self) {
-        self.parked = ParkedRun { due: Instant::now(), all: true, cursor: None };
+        self.parked = ParkedRun::through_all();
     }
 
     /// How long until what was set aside is to be tried again.
     pub fn until_retry(&self) -> Duration {
-        self.parked.due.saturating_duration_since(Instant::now())
+        self.parked.until_due()
     }
 
     /// Counts what was in the way; those offers that were so too often are set aside.
@@ -98,13 +79,13 @@ impl Postgres {
     /// Pushes one batch of what comes first.
     pub(super) async fn push_some(&mut self, link: &mut Link) -> Result<Drained, Trouble> {
         let fence = link.fence.expect("our place was taken before");
-        let state = self.engine.postgres_state()?;
+        let (node_id, state) = self.cursors()?;
         if let Some(batch) = self.next_batch(&state, fence)? {
-            return self.push_batch(link, fence, batch).await;
+            return self.push_batch(link, node_id, fence, batch).await;
         }
         if state.restarted {
             // All was offered again; what was refused before may have got through.
-            self.engine.save_postgres(PostgresState { restarted: false, ..state }).await?;
+            self.save(node_id, PostgresState { restarted: false, ..state }).await?;
             self.drain.retry_all();
             return Ok(Drained { pushed: 0, more: true });
         }
@@ -133,7 +114,13 @@ impl Postgres {
         Ok(Some(Batch { offers: offers.collect(), to: fence, after }))
     }
 
-    async fn push_batch(&mut self, link: &mut Link, fence: LogPosition, batch: Batch) -> Result<Drained, Trouble> {
+    async fn push_batch(
+        &mut self,
+        link: &mut Link,
+        node_id: NodeId,
+        fence: LogPosition,
+        batch: Batch,
+    ) -> Result<Drained, Trouble> {
         let Batch { mut offers, to, after } = batch;
         let all = offers.len();
         let mut refused = Vec::new();
@@ -156,7 +143,7 @@ impl Postgres {
         self.set_aside_and_commit(session, &refused).await?;
         link.fence = Some(to);
         self.follow.wrote(pushed.xid);
-        self.engine.save_postgres(after).await?;
+        self.save(node_id, after).await?;
         self.ring_for(offers.iter().map(|offer| &offer.entry));
         self.report_conflicts(pushed.conflicts).await?;
         self.drain.limit = (self.drain.limit * 2).min(MAX_EVENTS);
@@ -166,7 +153,7 @@ impl Postgres {
     }
 
     /// Everything of a push but its commit.
-    async fn push_offers(
+    pub(super) async fn push_offers(
         &mut self,
         session: &mut Session,
         offers: &[Offer],
@@ -232,99 +219,23 @@ impl Postgres {
     }
 
     /// Ids that are taken: what is central of them is taken in, and shown from then on.
-    async fn report_conflicts(&mut self, conflicts: Vec<Conflict>) -> Result<(), Trouble> {
+    pub(super) async fn report_conflicts(&mut self, conflicts: Vec<Conflict>) -> Result<(), Trouble> {
         for Conflict { transaction_id, facts, central } in conflicts {
             tracing::error!(%transaction_id, "the id is taken by another transaction in PostgreSQL, which stays");
-            let state = self.engine.postgres_state()?;
-            self.engine.absorb(central, Some(state)).await?;
+            let (node_id, state) = self.cursors()?;
+            self.absorb(central, node_id, state).await?;
             self.engine.central_row(transaction_id, facts).await?;
         }
         Ok(())
     }
-
-    /// Tries a page of what was set aside, if it is time to.
-    async fn push_parked(&mut self, link: &mut Link, fence: LogPosition) -> Result<Drained, Trouble> {
-        if self.drain.parked.due > Instant::now() {
-            return Ok(Drained::default());
-        }
-        let page = PageRequest { limit: PARKED_AT_ONCE, cursor: self.drain.parked.cursor.as_deref() };
-        let page = self.engine.parked(Sink::Postgres, page)?;
-        self.drain.parked.cursor = page.next_cursor;
-        let more = self.drain.parked.cursor.is_some();
-        let all = self.drain.parked.all;
-        if !more {
-            self.drain.parked = ParkedRun { due: Instant::now() + RETRY_EVERY, all: false, cursor: None };
-        }
-        let mut tried: HashMap<ParkedKey, ParkedEntry> = HashMap::new();
-        let mut offers = Vec::new();
-        for entry in page.items.into_iter().filter(|entry| all || PASSING.contains(&entry.code.as_str())) {
-            if let Some(event) = find(&self.engine, &entry.key)? {
-                offers.push(Offer { key: entry.key.clone(), entry: event });
-                tried.insert(entry.key.clone(), entry);
-            }
-        }
-        if offers.is_empty() {
-            return Ok(Drained { pushed: 0, more });
-        }
-        let session = link.session().await?;
-        let waiting = waiting_for_locks(session, &offers).await?;
-        offers.retain(|offer| !waiting.contains(&offer.key));
-        let mut pushed = 0;
-        let mut groups = vec![offers];
-        while let Some(group) = groups.pop().filter(|group| !group.is_empty()) {
-            // These were refused before: that they are again says nothing about the table.
-            let window = std::mem::take(&mut self.drain.window);
-            let outcome = self.push_offers(session, &group, fence, fence).await;
-            self.drain.window = window;
-            let outcome = match outcome {
-                Err(trouble) if trouble.kind == Kind::Contention && group.len() > 1 => {
-                    groups.extend(group.chunks(group.len().div_ceil(2)).map(<[Offer]>::to_vec));
-                    continue;
-                }
-                Err(trouble) if trouble.kind == Kind::Contention => continue,
-                other => other?,
-            };
-            session.commit().await?;
-            let refused: HashMap<&ParkedKey, &Refused> =
-                outcome.refused.iter().map(|refused| (&refused.key, refused)).collect();
-            let delivered: Vec<_> =
-                group.iter().map(|offer| offer.key.clone()).filter(|key| !refused.contains_key(key)).collect();
-            pushed += delivered.len() as u64;
-            let again = refused.values().filter_map(|refused| {
-                let entry = tried.get(&refused.key)?;
-                let (reason, code) = (refused.reason.clone(), refused.code.clone());
-                Some(ParkedEntry { reason, code, attempts: entry.attempts.saturating_add(1), ..entry.clone() })
-            });
-            let again: Vec<_> = again.collect();
-            if !delivered.is_empty() {
-                self.engine.unpark(Sink::Postgres, delivered).await?;
-            }
-            if !again.is_empty() {
-                self.engine.park(Sink::Postgres, again).await?;
-            }
-            self.report_conflicts(outcome.conflicts).await?;
-        }
-        Ok(Drained { pushed, more })
-    }
 }
 
-fn in_the_way(key: &ParkedKey) -> Refused {
+/// An offer that somebody is in the way of, as one that is refused for the time being.
+pub(super) fn in_the_way(key: &ParkedKey) -> Refused {
     Refused {
         key: key.clone(),
         code: "55P03".to_owned(),
         constraint: None,
         reason: "another session keeps its row locked, or is in the way in some other manner".to_owned(),
     }
-}
-
-/// The event that is parked under a key.
-fn find(engine: &Engine, key: &ParkedKey) -> Result<Option<LedgerEntry>, Trouble> {
-    Ok(match key {
-        ParkedKey::Seq(seq) => engine.log_after(seq.saturating_sub(1), 1, 1)?.pop(),
-        ParkedKey::Copy(number) => {
-            let before = CopyNumber(number.saturating_sub(1));
-            engine.copies_after(before, 1, 1)?.pop().map(|(_, entry)| entry)
-        }
-        ParkedKey::Agent(_) => None,
-    })
 }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::errors::{Kind, Trouble};
 use super::payload::uuid;
-use super::session::Session;
+use super::session::{Session, column};
 use crate::domain::{LogPosition, NodeId};
 
 /// Where PostgreSQL stands, compared with this file.
@@ -46,14 +46,18 @@ pub fn judge(central: Option<LogPosition>, acked_seq: u64, hash_at: Option<[u8; 
     }
 }
 
-/// The position in two columns of a row, from `column` on; `None` where they are null.
-pub fn position(row: &Row, column: usize) -> Option<LogPosition> {
-    let (seq, hash): (Option<i64>, Option<&[u8]>) = (row.get(column), row.get(column + 1));
+/// The position in two columns of a row, from `first` on; `None` where they are null.
+///
+/// # Errors
+///
+/// As for [`column`].
+pub fn position(row: &Row, first: usize) -> Result<Option<LogPosition>, Trouble> {
+    let (seq, hash): (Option<i64>, Option<&[u8]>) = (column(row, first)?, column(row, first + 1)?);
     // A row that we could not have written is as good as somebody else's.
-    seq.zip(hash).map(|(seq, hash)| LogPosition {
+    Ok(seq.zip(hash).map(|(seq, hash)| LogPosition {
         seq: u64::try_from(seq).unwrap_or(u64::MAX),
         hash: hash.try_into().unwrap_or([0xff; 32]),
-    })
+    }))
 }
 
 /// Moves this node's row from one position to another, or, where both are the same, holds it there for the rest of the
@@ -91,7 +95,9 @@ pub async fn advance(session: &Session, node_id: NodeId, from: LogPosition, to: 
         .await?;
     let moved = || Trouble::new(Kind::FenceMoved, "PostgreSQL is not where this node left it");
     let row = rows.first().ok_or_else(moved)?;
-    row.get::<_, &str>(0).parse().map_err(|_| Trouble::new(Kind::Lost, "PostgreSQL gave a transaction id that is none"))
+    column::<&str>(row, 0)?
+        .parse()
+        .map_err(|_| Trouble::new(Kind::Lost, "PostgreSQL gave a transaction id that is none"))
 }
 
 /// A sequence number as PostgreSQL keeps it; a file cannot hold more events than fit.

@@ -65,6 +65,8 @@ pub struct Merged {
     pub conflicts: Vec<Conflict>,
     /// How many events were made for what older clients did.
     pub adopted: usize,
+    /// Rows that were visited and stay as they are, for no event can say what they say; by id, and why.
+    pub unadoptable: Vec<(String, String)>,
 }
 
 /// Why a group was not merged: the caller undoes it.
@@ -292,10 +294,11 @@ async fn join(
 }
 
 fn cannot_join(id: &str, group: &Group<'_>, reason: &str, merged: &mut Merged) {
-    let reason = format!("PostgreSQL holds the transaction in a form that cannot be joined: {reason}");
-    group.refuse(UNREADABLE, &reason, &mut merged.refused);
     if group.offers.is_empty() {
-        tracing::warn!(transaction_id = id, reason, "a row in PostgreSQL is not adopted");
+        merged.unadoptable.push((id.to_owned(), reason.to_owned()));
+    } else {
+        let reason = format!("PostgreSQL holds the transaction in a form that cannot be joined: {reason}");
+        group.refuse(UNREADABLE, &reason, &mut merged.refused);
     }
 }
 

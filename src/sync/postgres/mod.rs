@@ -9,6 +9,7 @@ pub mod errors;
 pub mod fence;
 mod follow;
 pub mod merge;
+mod parked;
 pub mod payload;
 mod place;
 pub mod pull;
@@ -16,6 +17,7 @@ pub mod push;
 pub mod rows;
 pub mod schema;
 pub mod session;
+pub mod sweep;
 pub mod worker;
 
 pub use worker::Postgres;

@@ -20,6 +20,8 @@ use thiserror::Error;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
+use super::errors::{Kind, Trouble};
+use super::session::column;
 use crate::domain::ledger::MAX_ROUNDS;
 use crate::domain::{
     AgentId, Capability, Currency, Event, EventBody, EventId, Facts, JsonObject, LedgerEntry, Money, NodeId,
@@ -43,9 +45,9 @@ pub const COLUMNS: &str = "event_id, transaction_id, payer_agent, provider_agent
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("the event {event_id} cannot be read: {reason}")]
 pub struct Unreadable {
-    /// Which event.
+    /// Which event; nil where not even that can be read.
     pub event_id: Uuid,
-    /// Of which transaction.
+    /// Of which transaction; empty where that cannot be read.
     pub transaction_id: String,
     /// Why.
     pub reason: String,
@@ -230,52 +232,55 @@ fn facts(recorded: Recorded) -> Result<Facts, String> {
     })
 }
 
-/// Reads a row of [`COLUMNS`].
+/// Reads a row of [`COLUMNS`]: an event, or one that is of a later version, or that somebody changed.
 ///
 /// # Errors
 ///
-/// When the event is of a later version, or somebody changed it.
-pub fn read(row: &Row) -> Result<CentralEvent, Unreadable> {
-    let (event_id, transaction_id): (Uuid, String) = (row.get(0), row.get(1));
-    let entry = read_entry(row, event_id, &transaction_id);
-    let xid: String = row.get(13);
-    match (entry, xid.parse()) {
-        (Ok(entry), Ok(xid)) => Ok(CentralEvent { entry, xid, id: row.get(14) }),
-        (Err(reason), _) => Err(Unreadable { event_id, transaction_id, reason }),
-        (Ok(_), Err(_)) => Err(Unreadable { event_id, transaction_id, reason: format!("xid {xid:?}") }),
+/// [`Kind::Misconfigured`] when a column is of another type than ours, for which no row is to blame.
+pub fn read(row: &Row) -> Result<Result<CentralEvent, Unreadable>, Trouble> {
+    match read_event(row) {
+        Ok(event) => Ok(Ok(event)),
+        Err(trouble) if trouble.kind == Kind::Entry => Ok(Err(Unreadable {
+            event_id: column(row, 0).unwrap_or_default(),
+            transaction_id: column(row, 1).unwrap_or_default(),
+            reason: trouble.words,
+        })),
+        Err(trouble) => Err(trouble),
     }
 }
 
-fn read_entry(row: &Row, event_id: Uuid, transaction_id: &str) -> Result<LedgerEntry, String> {
-    let kind: &str = row.get(6);
-    let body = decode(kind, row.get(8))?;
-    let column: Option<&[u8]> = row.get(5);
-    let facts = <[u8; 32]>::try_from(column.unwrap_or_default()).map_err(|_| "facts is no hash".to_owned())?;
+fn read_event(row: &Row) -> Result<CentralEvent, Trouble> {
+    let flawed = |words: &str| Trouble::new(Kind::Entry, words);
+    let body = decode(column(row, 6)?, column(row, 8)?).map_err(|words| flawed(&words))?;
+    let facts: Option<&[u8]> = column(row, 5)?;
+    let facts = <[u8; 32]>::try_from(facts.unwrap_or_default()).map_err(|_| flawed("facts is no hash"))?;
     if let EventBody::Recorded(recorded) = &body
         && recorded.hash() != facts
     {
-        return Err("facts is not the hash of its payload".to_owned());
+        return Err(flawed("facts is not the hash of its payload"));
     }
-    let round = u32::try_from(row.get::<_, i32>(7)).map_err(|_| "round is negative".to_owned())?;
-    check_round(round, &body)?;
-    let hash: &[u8] = row.get(12);
-    let node = |column: usize| NodeId::from_bytes(row.get::<_, Uuid>(column).into_bytes());
-    Ok(LedgerEntry {
+    let round = u32::try_from(column::<i32>(row, 7)?).map_err(|_| flawed("round is negative"))?;
+    check_round(round, &body).map_err(|words| flawed(&words))?;
+    let hash: &[u8] = column(row, 12)?;
+    let node = |index: usize| Ok::<_, Trouble>(NodeId::from_bytes(column::<Uuid>(row, index)?.into_bytes()));
+    let entry = LedgerEntry {
         event: Event {
-            event_id: EventId::from_bytes(event_id.into_bytes()),
-            transaction_id: TransactionId::from_stored(transaction_id),
+            event_id: EventId::from_bytes(column::<Uuid>(row, 0)?.into_bytes()),
+            transaction_id: TransactionId::from_stored(column(row, 1)?),
             facts,
             round,
-            node_id: node(10),
-            at: from_system_time(row.get(9)),
+            node_id: node(10)?,
+            at: from_system_time(column(row, 9)?),
             body,
         },
-        payer_agent: AgentId::from_stored(row.get(2)),
-        provider_agent: AgentId::from_stored(row.get(3)),
-        recorded_by: node(4),
-        node_seq: u64::try_from(row.get::<_, i64>(11)).map_err(|_| "node_seq is negative".to_owned())?,
-        hash: if hash.is_empty() { None } else { Some(hash.try_into().map_err(|_| "hash is no hash".to_owned())?) },
-    })
+        payer_agent: AgentId::from_stored(column(row, 2)?),
+        provider_agent: AgentId::from_stored(column(row, 3)?),
+        recorded_by: node(4)?,
+        node_seq: u64::try_from(column::<i64>(row, 11)?).map_err(|_| flawed("node_seq is negative"))?,
+        hash: if hash.is_empty() { None } else { Some(hash.try_into().map_err(|_| flawed("hash is no hash"))?) },
+    };
+    let xid = column::<&str>(row, 13)?.parse().map_err(|_| flawed("xid is no number"))?;
+    Ok(CentralEvent { entry, xid, id: column(row, 14)? })
 }
 
 /// A time as the client library takes it; exact.

@@ -13,25 +13,29 @@ use super::fence::{Standing, judge};
 use super::pull::{Glance, break_in_history, glance};
 use super::session::{Access, Limits};
 use super::worker::{Link, Postgres};
-use crate::domain::{LogPosition, PostgresState};
-use crate::engine::replica::ForkReason;
+use crate::domain::{LogPosition, NodeId, PostgresState};
+use crate::engine::replica::{ForkReason, Saved};
 
 impl Postgres {
     /// Looks where we stand and sets the cursors by it.
     pub(super) async fn take_place(&mut self, link: &mut Link) -> Result<(), Trouble> {
-        let state = self.engine.postgres_state()?;
-        let node_id = self.engine.identity().node_id;
+        let (node_id, state) = self.cursors()?;
         let may_identify = link.may_identify;
         let session = link.session().await?;
         session.begin(Access::Snapshot, Limits::default()).await?;
         let seen = glance(session, node_id, state.canary, may_identify).await?;
         session.commit().await?;
-        link.fence = Some(self.settle(state, &seen).await?);
+        link.fence = Some(self.settle(node_id, state, &seen).await?);
         Ok(())
     }
 
-    /// Sets the cursors by what was seen; where the fence stands. Nothing is written where all is as it was.
-    pub(super) async fn settle(&mut self, state: PostgresState, seen: &Glance) -> Result<LogPosition, Trouble> {
+    /// Sets the cursors by what was seen of `node_id`; where the fence stands. Nothing is written where all is as it was.
+    pub(super) async fn settle(
+        &mut self,
+        node_id: NodeId,
+        state: PostgresState,
+        seen: &Glance,
+    ) -> Result<LogPosition, Trouble> {
         let mut new = state.clone();
         if let Some(reason) = break_in_history(&state, seen) {
             self.note(format!(
@@ -65,18 +69,17 @@ impl Postgres {
                 LogPosition::default()
             }
             Standing::Forked => {
-                let before = self.engine.identity().node_id;
-                let node_id = self.engine.fork(ForkReason::Ledger).await?;
+                let now = self.engine.fork(node_id, ForkReason::Ledger).await?;
                 self.follow.forget();
                 self.note(format!(
-                    "PostgreSQL holds another ledger log under the id of this node, {before}: this file is a copy, or an \
-                     old backup; it goes on as {node_id}"
+                    "PostgreSQL holds another ledger log under the id of this node, {node_id}: this file is a copy, or an \
+                     old backup; it goes on as {now}"
                 ));
                 return Ok(LogPosition::default());
             }
         };
         if new != state {
-            self.engine.save_postgres(new).await?;
+            self.save(node_id, new).await?;
         }
         Ok(fence)
     }
@@ -84,7 +87,9 @@ impl Postgres {
     /// Compares everything anew, as somebody asks.
     pub(super) async fn start_over(&mut self) -> Result<(), Trouble> {
         self.follow.forget();
-        Ok(self.engine.save_postgres(begun_anew()).await?)
+        // To begin anew is right whatever this node is called.
+        while self.engine.save_postgres(self.engine.node_id(), begun_anew()).await? == Saved::Outdated {}
+        Ok(())
     }
 }
 

@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use super::errors::{Kind, Trouble};
 use super::payload::{self, CentralEvent, Unreadable, uuid};
-use super::session::{Session, within};
+use super::session::{Session, column, within};
 use crate::domain::{AgentId, Canary, EventId, LogPosition, NodeId, PostgresState};
 
 /// The most events of one page.
@@ -100,7 +100,7 @@ pub struct Glance {
 /// See [`Trouble`]; so for every statement here.
 pub async fn may_identify(session: &Session) -> Result<bool, Trouble> {
     let sql = "SELECT has_function_privilege('pg_control_system()', 'EXECUTE')";
-    Ok(session.query_one(sql, &[]).await?.get(0))
+    column(&session.query_one(sql, &[]).await?, 0)
 }
 
 /// Looks, within a transaction.
@@ -125,15 +125,15 @@ pub async fn glance(
     );
     let canary: Option<Uuid> = canary.map(|canary| uuid(canary.event_id.as_bytes()));
     let row = session.query_one(&sql, &[(&canary, Type::UUID), (&uuid(node_id.as_bytes()), Type::UUID)]).await?;
-    if row.get(1) {
+    if column(&row, 1)? {
         return Err(Trouble::new(Kind::Lost, "this server is a standby, which takes no writes"));
     }
-    let (cluster, timeline, start): (&str, &str, &str) = (row.get(2), row.get(3), row.get(4));
+    let (cluster, timeline, start): (&str, &str, &str) = (column(&row, 2)?, column(&row, 3)?, column(&row, 4)?);
     Ok(Glance {
-        snapshot: row.get(0),
+        snapshot: column(&row, 0)?,
         history: format!("{cluster}/{timeline}/{start}"),
-        canary_xid: row.get::<_, Option<&str>>(5).and_then(|xid| xid.parse().ok()),
-        fence: super::fence::position(&row, 6),
+        canary_xid: column::<Option<&str>>(&row, 5)?.and_then(|xid| xid.parse().ok()),
+        fence: super::fence::position(&row, 6)?,
     })
 }
 
@@ -205,10 +205,9 @@ pub async fn newest_own(session: &Session, interest: &Interest<'_>) -> Result<Op
             ],
         )
         .await?;
-    Ok(rows.first().and_then(|row| {
-        let event_id = EventId::from_bytes(row.get::<_, Uuid>(0).into_bytes());
-        Some(Canary { event_id, xid: row.get::<_, &str>(1).parse().ok()? })
-    }))
+    let Some(row) = rows.first() else { return Ok(None) };
+    let event_id = EventId::from_bytes(column::<Uuid>(row, 0)?.into_bytes());
+    Ok(column::<&str>(row, 1)?.parse().ok().map(|xid| Canary { event_id, xid }))
 }
 
 /// A read, page by page, within the transaction whose snapshot it sees.
@@ -266,8 +265,8 @@ impl<'a> Reading<'a> {
         while !self.ended && page.len() < PAGE_EVENTS && bytes < PAGE_BYTES {
             match self.row().await? {
                 Some(row) => {
-                    bytes += row.get::<_, &str>(8).len() + 256;
-                    page.push(payload::read(&row));
+                    bytes += row.raw_size_bytes();
+                    page.push(payload::read(&row)?);
                 }
                 None if page.is_empty() => {}
                 None => break,

@@ -7,14 +7,14 @@ use std::collections::HashSet;
 use std::time::SystemTime;
 
 use tokio_postgres::Row;
-use tokio_postgres::types::{FromSql, Type};
+use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::adopt::CentralRow;
 use super::errors::{Kind, Trouble};
 use super::fence::as_bigint;
 use super::payload::{self, CentralEvent, Unreadable, encode, from_system_time, to_system_time, uuid};
-use super::session::Session;
+use super::session::{Session, column};
 use crate::domain::{AgentId, Capability, Currency, Facts, LedgerEntry, Timestamp, TransactionId};
 
 /// A transaction that is to be made, and what its events amount to.
@@ -57,7 +57,7 @@ fn evidence_json(evidence: &[String]) -> String {
 /// See [`Trouble`]; so for every statement here.
 pub async fn insert(session: &Session, rows: &[NewRow<'_>]) -> Result<Vec<Inserted>, Trouble> {
     debug_assert!(rows.is_sorted_by_key(|row| row.transaction_id.as_str().as_bytes()));
-    let column = |value: fn(&Facts) -> &str| rows.iter().map(|row| value(row.facts)).collect::<Vec<_>>();
+    let texts = |value: fn(&Facts) -> &str| rows.iter().map(|row| value(row.facts)).collect::<Vec<_>>();
     let ids: Vec<_> = rows.iter().map(|row| row.transaction_id.as_str()).collect();
     let created: Vec<SystemTime> = rows.iter().map(|row| to_system_time(row.shown.created_at)).collect();
     let amounts: Vec<_> = rows.iter().map(|row| row.facts.amount.to_string()).collect();
@@ -77,35 +77,27 @@ pub async fn insert(session: &Session, rows: &[NewRow<'_>]) -> Result<Vec<Insert
             &[
                 (&ids, Type::TEXT_ARRAY),
                 (&created, Type::TIMESTAMP_ARRAY),
-                (&column(|facts| facts.payer_agent.as_str()), Type::TEXT_ARRAY),
-                (&column(|facts| facts.provider_agent.as_str()), Type::TEXT_ARRAY),
-                (&column(|facts| facts.capability.as_str()), Type::TEXT_ARRAY),
+                (&texts(|facts| facts.payer_agent.as_str()), Type::TEXT_ARRAY),
+                (&texts(|facts| facts.provider_agent.as_str()), Type::TEXT_ARRAY),
+                (&texts(|facts| facts.capability.as_str()), Type::TEXT_ARRAY),
                 (&amounts, Type::TEXT_ARRAY),
-                (&column(|facts| facts.currency.as_str()), Type::TEXT_ARRAY),
+                (&texts(|facts| facts.currency.as_str()), Type::TEXT_ARRAY),
                 (&statuses, Type::TEXT_ARRAY),
-                (&column(|facts| facts.context.as_str()), Type::TEXT_ARRAY),
+                (&texts(|facts| facts.context.as_str()), Type::TEXT_ARRAY),
                 (&evidence, Type::TEXT_ARRAY),
             ],
         )
         .await?;
-    let read = |row: &Row| Inserted { transaction_id: row.get(0), amount: row.get(1) };
-    Ok(inserted.iter().map(read).collect())
+    let read = |row: &Row| Ok(Inserted { transaction_id: column(row, 0)?, amount: column(row, 1)? });
+    inserted.iter().map(read).collect()
 }
 
-/// A row that cannot be read: a column holds nothing where there has to be something.
+/// A row that cannot be read: a column holds nothing where there has to be something, or text that is none.
 pub struct UnreadableRow {
     /// The id of its transaction.
     pub transaction_id: String,
     /// Why, in words.
     pub reason: String,
-}
-
-/// A column of a row; `None` where it is null.
-fn column<'a, T: FromSql<'a>>(row: &'a Row, index: usize) -> Result<Option<T>, Trouble> {
-    row.try_get(index).map_err(|error| {
-        let name = row.columns()[index].name();
-        Trouble::new(Kind::Misconfigured, format!("the column {name} in PostgreSQL is of another type: {error}"))
-    })
 }
 
 /// Locks the transactions that are there, in the order of their ids, and reads them.
@@ -119,42 +111,39 @@ pub async fn lock(session: &Session, ids: &[&str]) -> Result<Vec<Result<CentralR
             &[(&ids, Type::TEXT_ARRAY)],
         )
         .await?;
-    rows.iter().map(read_row).collect()
+    let read = |row: &Row| {
+        let transaction_id: String = column(row, 0)?;
+        match read_row(row, &transaction_id) {
+            Ok(row) => Ok(Ok(row)),
+            Err(trouble) if trouble.kind == Kind::Entry => {
+                Ok(Err(UnreadableRow { transaction_id, reason: trouble.words }))
+            }
+            Err(trouble) => Err(trouble),
+        }
+    };
+    rows.iter().map(read).collect()
 }
 
-fn read_row(row: &Row) -> Result<Result<CentralRow, UnreadableRow>, Trouble> {
-    let transaction_id: String = column(row, 0)?.unwrap_or_default();
-    let created_at: Option<SystemTime> = column(row, 1)?;
-    let mut texts: [Option<&str>; 6] = [None; 6];
-    for (text, index) in texts.iter_mut().zip(2..) {
-        *text = column(row, index)?;
-    }
-    let (context, evidence) = (column(row, 8)?, column(row, 9)?);
-    let (Some(created_at), [Some(payer), Some(provider), Some(capability), Some(amount), Some(currency), Some(status)]) =
-        (created_at, texts)
-    else {
-        let reason = "a column holds nothing that has to hold something".to_owned();
-        return Ok(Err(UnreadableRow { transaction_id, reason }));
-    };
-    Ok(Ok(CentralRow {
-        transaction_id: TransactionId::from_stored(&transaction_id),
-        created_at: from_system_time(created_at),
-        payer_agent: AgentId::from_stored(payer),
-        provider_agent: AgentId::from_stored(provider),
-        capability: Capability::from_stored(capability),
-        amount: amount.to_owned(),
-        currency: Currency::from_stored(currency),
-        status: status.to_owned(),
-        context,
-        evidence,
-    }))
+fn read_row(row: &Row, transaction_id: &str) -> Result<CentralRow, Trouble> {
+    Ok(CentralRow {
+        transaction_id: TransactionId::from_stored(transaction_id),
+        created_at: from_system_time(column(row, 1)?),
+        payer_agent: AgentId::from_stored(column(row, 2)?),
+        provider_agent: AgentId::from_stored(column(row, 3)?),
+        capability: Capability::from_stored(column(row, 4)?),
+        amount: column(row, 5)?,
+        currency: Currency::from_stored(column(row, 6)?),
+        status: column(row, 7)?,
+        context: column(row, 8)?,
+        evidence: column(row, 9)?,
+    })
 }
 
 /// Which of the transactions are there.
 pub async fn present(session: &Session, ids: &[&str]) -> Result<Vec<String>, Trouble> {
     let sql = "SELECT transaction_id FROM marketplace_transactions WHERE transaction_id = ANY($1)";
     let rows = session.query(sql, &[(&ids, Type::TEXT_ARRAY)]).await?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
+    rows.iter().map(|row| column(row, 0)).collect()
 }
 
 /// Which of the transactions somebody else keeps locked just now.
@@ -162,9 +151,27 @@ pub async fn locked_by_others(session: &Session, ids: &[&str]) -> Result<Vec<Str
     let sql = "SELECT transaction_id FROM marketplace_transactions WHERE transaction_id = ANY($1)
                   FOR UPDATE SKIP LOCKED";
     let rows = session.query(sql, &[(&ids, Type::TEXT_ARRAY)]).await?;
-    let free: HashSet<&str> = rows.iter().map(|row| row.get(0)).collect();
+    let free: HashSet<&str> = rows.iter().map(|row| column(row, 0)).collect::<Result<_, _>>()?;
     let all = present(session, ids).await?;
     Ok(all.into_iter().filter(|id| !free.contains(id.as_str())).collect())
+}
+
+/// Searches some of the agents' transactions, in the order of their ids, for what somebody wrote last who wrote no event
+/// with it: their ids, payers, providers, and whether that is so.
+pub async fn marked_after(session: &Session, agents: &[AgentId], after: &str, limit: i64) -> Result<Vec<Row>, Trouble> {
+    let agents: Vec<&str> = agents.iter().map(AgentId::as_str).collect();
+    session
+        .query(
+            "SELECT t.transaction_id, t.payer_agent, t.provider_agent,
+                    NOT EXISTS (SELECT FROM marketplace_transaction_events e
+                                 WHERE e.transaction_id = t.transaction_id AND e.xid::xid = t.written_by) AS is_marked
+               FROM (SELECT transaction_id, payer_agent, provider_agent, xmin AS written_by FROM marketplace_transactions
+                      WHERE (payer_agent = ANY($1) OR provider_agent = ANY($1)) AND transaction_id COLLATE \"C\" > $2
+                      ORDER BY transaction_id COLLATE \"C\" LIMIT $3) t
+              ORDER BY t.transaction_id COLLATE \"C\"",
+            &[(&agents, Type::TEXT_ARRAY), (&after, Type::TEXT), (&limit, Type::INT8)],
+        )
+        .await
 }
 
 /// Writes what may change of transactions that are locked.
@@ -197,7 +204,7 @@ pub async fn events_of(session: &Session, ids: &[&str]) -> Result<Vec<Result<Cen
         payload::COLUMNS
     );
     let rows = session.query(&sql, &[(&ids, Type::TEXT_ARRAY)]).await?;
-    Ok(rows.iter().map(payload::read).collect())
+    rows.iter().map(payload::read).collect()
 }
 
 /// Inserts the events that are not there; how many were not.

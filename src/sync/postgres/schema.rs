@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio_postgres::types::Type;
 
 use super::errors::{Kind, Trouble};
-use super::session::{Access, Limits, Session};
+use super::session::{Access, Limits, Session, column};
 
 /// Building an index over an old table may take its time.
 const CREATION: Limits = Limits { statement: Duration::from_secs(600), lock: Duration::from_secs(30) };
@@ -235,8 +235,8 @@ async fn look_up(session: &Session) -> Result<Vec<Part>, Trouble> {
     let mut found_tables = Vec::new();
     let mut found_indexes: Vec<(String, Vec<String>)> = Vec::new();
     for row in rows {
-        let name: String = row.get(0);
-        match row.get::<_, Option<Vec<String>>>(1) {
+        let name: String = column(&row, 0)?;
+        match column::<Option<Vec<String>>>(&row, 1)? {
             None => found_tables.push(name),
             Some(columns) => found_indexes.push((name, columns)),
         }
@@ -294,7 +294,7 @@ async fn statement(session: &Session, part: &Part) -> Result<String, Trouble> {
             &[(&part.name, Type::TEXT), (&part.index.map(|(on, _)| on), Type::TEXT)],
         )
         .await?;
-    let is_taken: bool = row.get(0);
+    let is_taken: bool = column(&row, 0)?;
     Ok(if is_taken {
         part.sql.replacen(&format!("INDEX {} ON", part.name), "INDEX ON", 1)
     } else {
@@ -313,7 +313,8 @@ async fn widen(session: &Session) -> Result<bool, Trouble> {
             &[(&TRANSACTIONS, Type::TEXT)],
         )
         .await?;
-    let (kind, precision, scale): (String, Option<i32>, Option<i32>) = (row.get(0), row.get(1), row.get(2));
+    let (kind, precision, scale): (String, Option<i32>, Option<i32>) =
+        (column(&row, 0)?, column(&row, 1)?, column(&row, 2)?);
     let is_wide = kind == "numeric"
         && match (precision, scale) {
             (Some(precision), Some(scale)) => scale >= 9 && precision - scale >= 18,

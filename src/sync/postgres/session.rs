@@ -4,12 +4,13 @@
 //! transaction may run on another connection. Time-outs are set inside each transaction. A call that misses its deadline
 //! leaves the connection in an unknown state, so the session is of no use from then on.
 
+use std::error::Error as _;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::{FromSql, ToSql, Type};
 use tokio_postgres::{Client, Connection, Row, RowStream, Socket};
 
 use super::errors::{Kind, Trouble};
@@ -56,6 +57,8 @@ impl Default for Limits {
 pub struct Session {
     client: Client,
     deadline: Duration,
+    /// Said at the beginning of each transaction: how text is to come.
+    encoding: &'static str,
     /// Gone with the session, which lets the task of the connection end.
     _alive: oneshot::Sender<()>,
 }
@@ -66,6 +69,10 @@ impl Session {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        // A database that knows no encoding may hold text that is no UTF-8. Asked for UTF-8, it would refuse the whole
+        // answer for it; so it is asked for the bytes as they are.
+        let is_any = connection.parameter("server_encoding") == Some("SQL_ASCII");
+        let encoding = if is_any { "SET LOCAL client_encoding = SQL_ASCII; " } else { "" };
         let (alive, gone) = oneshot::channel();
         tokio::spawn(async move {
             tokio::pin!(connection);
@@ -78,7 +85,7 @@ impl Session {
                 tracing::debug!(%error, "a connection to PostgreSQL broke off");
             }
         });
-        Self { client, deadline: STATEMENT_TIMEOUT + GRACE, _alive: alive }
+        Self { client, deadline: STATEMENT_TIMEOUT + GRACE, encoding, _alive: alive }
     }
 
     /// Whether the connection is known to be gone.
@@ -99,8 +106,9 @@ impl Session {
             Access::Snapshot => "ISOLATION LEVEL REPEATABLE READ READ ONLY",
         };
         self.batch(&format!(
-            "BEGIN {mode}; SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}; \
+            "BEGIN {mode}; {}SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}; \
              SET LOCAL idle_in_transaction_session_timeout = {}",
+            self.encoding,
             limits.statement.as_millis(),
             limits.lock.as_millis(),
             IDLE_TIMEOUT.as_millis(),
@@ -149,6 +157,25 @@ impl Session {
     pub fn deadline(&self) -> Duration {
         self.deadline
     }
+}
+
+/// A column of a row.
+///
+/// # Errors
+///
+/// [`Kind::Misconfigured`] when the column is of another type than ours; [`Kind::Entry`] when this one row holds nothing
+/// there where there has to be something, or what cannot be read, such as text that is no UTF-8.
+pub fn column<'a, T: FromSql<'a>>(row: &'a Row, index: usize) -> Result<T, Trouble> {
+    let column = &row.columns()[index];
+    let name = column.name();
+    if !T::accepts(column.type_()) {
+        let words = format!("the column {name} in PostgreSQL is of another type than ours: {}", column.type_());
+        return Err(Trouble::new(Kind::Misconfigured, words));
+    }
+    row.try_get(index).map_err(|error| {
+        let cause = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+        Trouble::new(Kind::Entry, format!("the column {name} cannot be read: {cause}"))
+    })
 }
 
 /// An answer of the server in time, or the connection counts as lost.

@@ -20,10 +20,11 @@ use super::follow::Follow;
 use super::pull;
 use super::schema;
 use super::session::Session;
+use super::sweep::Sweeping;
 use crate::clock::Clock;
-use crate::domain::{CopyNumber, LedgerEntry, LogPosition};
+use crate::domain::{CopyNumber, LedgerEntry, LogPosition, NodeId, PostgresState};
 use crate::engine::Engine;
-use crate::engine::replica::{CommitMark, Sink, SinkRequest};
+use crate::engine::replica::{CommitMark, Saved, Sink, SinkRequest};
 use crate::sync::driver::{Backlog, Destination, Round};
 use crate::sync::state::{Failure, FailureClass};
 use crate::sync::{CurrentUrl, Ring};
@@ -36,8 +37,10 @@ const BUSY_PAUSE: Duration = Duration::from_secs(1);
 const IDLE_PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30));
 /// The shortest time between two reads, however much is pushed.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
-/// How often the marks of older clients are looked for where they are said to write.
+/// How often the marks of older clients are looked for where they are said to write, and again where that failed.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
+/// For how long at once: less than what makes a round count as slow.
+const SWEEP_TIME: Duration = Duration::from_secs(4);
 /// The most notes for the operator; older ones go.
 const MAX_NOTES: usize = 5;
 
@@ -73,17 +76,21 @@ impl Postgres {
             clock,
             url,
             drain: Drain::new(),
-            follow: Follow::new(legacy_writers.then_some(SWEEP_EVERY)),
+            follow: Follow::new(Sweeping {
+                every: legacy_writers.then_some(SWEEP_EVERY),
+                retry_after: SWEEP_EVERY,
+                time: SWEEP_TIME,
+            }),
             rhythm: Rhythm::new(),
             ring: None,
             notes: Vec::new(),
         }
     }
 
-    /// Looks for what older clients did every so often, instead of every minute or not at all.
+    /// Looks for what older clients did at other times.
     #[must_use]
-    pub fn sweeping_every(self, every: Duration) -> Self {
-        Self { follow: Follow::new(Some(every)), ..self }
+    pub fn sweeping(self, sweeping: Sweeping) -> Self {
+        Self { follow: Follow::new(sweeping), ..self }
     }
 
     /// Rings at the parties of what is delivered, so that their nodes look for it at once.
@@ -113,31 +120,71 @@ impl Postgres {
         self.notes.push(words);
     }
 
+    /// The cursors, with the id of this node that they are for.
+    pub(super) fn cursors(&self) -> Result<(NodeId, PostgresState), Trouble> {
+        // First whose: if they are set back in between, they count as those of the earlier id, and are not written again.
+        let node_id = self.engine.node_id();
+        Ok((node_id, self.engine.postgres_state()?))
+    }
+
+    /// Writes cursors down.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::FenceMoved`] when this node goes by another id meanwhile: its place has to be looked for anew.
+    pub(super) async fn save(&self, node_id: NodeId, state: PostgresState) -> Result<(), Trouble> {
+        match self.engine.save_postgres(node_id, state).await? {
+            Saved::Yes => Ok(()),
+            Saved::Outdated => Err(renamed()),
+        }
+    }
+
+    /// Takes in what PostgreSQL holds; how many events were new.
+    ///
+    /// # Errors
+    ///
+    /// As for [`save`](Self::save); the events are taken in all the same.
+    pub(super) async fn absorb(
+        &self,
+        entries: Vec<LedgerEntry>,
+        node_id: NodeId,
+        state: PostgresState,
+    ) -> Result<u64, Trouble> {
+        let absorbed = self.engine.absorb(entries, Some((node_id, state))).await?;
+        if absorbed.outdated { Err(renamed()) } else { Ok(absorbed.new_events as u64) }
+    }
+
+    /// A round of work. Where our place comes into doubt, the next one looks for it.
     async fn work(&mut self, link: &mut Link) -> Result<Round, Trouble> {
+        match self.work_from(link).await {
+            Err(trouble) if trouble.kind == Kind::FenceMoved => {
+                link.fence = None;
+                self.follow.forget();
+                Ok(Round { more: true, ..Round::default() })
+            }
+            other => other,
+        }
+    }
+
+    async fn work_from(&mut self, link: &mut Link) -> Result<Round, Trouble> {
         link.prepare().await?;
         if link.fence.is_none() {
             self.take_place(link).await?;
         }
-        let drained = match self.push_some(link).await {
-            Err(trouble) if trouble.kind == Kind::FenceMoved => {
-                link.fence = None;
-                return Ok(Round { more: true, ..Round::default() });
-            }
-            other => other?,
-        };
+        let drained = self.push_some(link).await?;
         if drained.pushed > 0 {
             self.rhythm.traffic();
         }
         let mut round = Round { pushed: drained.pushed, more: drained.more, ..Round::default() };
         // A round that was called early and found nothing to push was called by a bell.
-        let is_called = drained.pushed == 0 && !drained.more || self.follow.until_sweep().is_zero();
+        let is_called = drained.pushed == 0 && !drained.more || self.follow.sweeps.until_due().is_zero();
         if self.rhythm.is_due(is_called) && link.fence.is_some() && !self.engine.postgres_state()?.restarted {
             let followed = self.read_some(link).await?;
             round.pulled = followed.pulled;
             round.more |= followed.more;
             self.rhythm.read(followed.pulled > 0);
         }
-        let due = self.rhythm.pause().min(self.drain.until_retry()).min(self.follow.until_sweep());
+        let due = self.rhythm.pause().min(self.drain.until_retry()).min(self.follow.sweeps.until_due());
         // Whatever is due and cannot be done yet must not spin.
         round.pause = due.max(SHORTEST_PAUSE / 4);
         if !round.more && round.pause >= IDLE_PAUSES.0 / 2 {
@@ -183,8 +230,13 @@ impl Destination for Postgres {
     }
 
     fn notes(&self) -> Vec<String> {
-        self.notes.clone()
+        self.notes.iter().cloned().chain(self.follow.sweeps.notes()).collect()
     }
+}
+
+/// What stands in the way of writing cursors of an earlier id.
+fn renamed() -> Trouble {
+    Trouble::new(Kind::FenceMoved, "this node goes by another id meanwhile")
 }
 
 fn count_backlog(engine: &Engine) -> Result<Backlog, crate::engine::Error> {
@@ -195,7 +247,7 @@ fn count_backlog(engine: &Engine) -> Result<Backlog, crate::engine::Error> {
         Some(entry) => Some(entry.event.at),
         None => engine.copies_after(CopyNumber(state.acked_copies), 1, 1)?.first().map(|(_, entry)| entry.event.at),
     };
-    Ok(Backlog { entries: own + copies, oldest, parked: engine.parked_count(Sink::Postgres)? })
+    Ok(Backlog { entries: own + copies, oldest, parked: engine.parked_count(Sink::Postgres) })
 }
 
 impl Link {

@@ -248,7 +248,7 @@ struct CountersParts<'a> {
     score: &'a RawValue,
 }
 
-/// What both kinds of documents have, still to be completed.
+/// What both kinds of documents tell in the same way.
 struct Common {
     name: String,
     capabilities: Capabilities,
@@ -257,6 +257,45 @@ struct Common {
     capacity_per_hour: Capacity,
     reputation: Reputation,
     metadata: JsonObject,
+}
+
+/// What each kind tells in its own way.
+struct Particular {
+    agent_id: AgentId,
+    cost_per_task: Money,
+    currency: Currency,
+    last_updated: Timestamp,
+    revision: u64,
+    ttl: Ttl,
+    version: AgentVersion,
+    baseline: Baseline,
+}
+
+impl Common {
+    fn agent(self, particular: Particular, sighting: Sighting) -> Result<Agent, Unreadable> {
+        let Particular { agent_id, cost_per_task, currency, last_updated, revision, ttl, version, baseline } =
+            particular;
+        Ok(Agent {
+            agent_id,
+            name: self.name,
+            capabilities: self.capabilities,
+            cost_per_task: parse_cost(cost_per_task).map_err(invalid)?,
+            currency,
+            billing_notes: self.billing_notes,
+            availability: self.availability,
+            capacity_per_hour: self.capacity_per_hour,
+            last_updated,
+            reputation: self.reputation,
+            metadata: self.metadata,
+            revision,
+            ttl,
+            expires_at: sighting.now.after(sighting.remaining),
+            expired: false,
+            version,
+            claimed: true,
+            baseline,
+        })
+    }
 }
 
 impl Parts<'_> {
@@ -283,31 +322,17 @@ impl Parts<'_> {
         let agent_id = AgentId::parse("agent_id", &self.agent_id).map_err(invalid)?;
         let cost_per_task =
             Money::parse(&extra.cost_per_task).map_err(|error| named("tradepost.cost_per_task", error))?;
-        let (currency, last_updated) = (
-            Currency::parse("currency", currency).map_err(invalid)?,
-            Timestamp::parse(updated).map_err(|error| named("availability.last_updated", error))?,
-        );
-        let common = self.common()?;
-        Ok(Agent {
+        let particular = Particular {
             agent_id,
-            name: common.name,
-            capabilities: common.capabilities,
-            cost_per_task: parse_cost(cost_per_task).map_err(invalid)?,
-            currency,
-            billing_notes: common.billing_notes,
-            availability: common.availability,
-            capacity_per_hour: common.capacity_per_hour,
-            last_updated,
-            reputation: common.reputation,
-            metadata: common.metadata,
+            cost_per_task,
+            currency: Currency::parse("currency", currency).map_err(invalid)?,
+            last_updated: Timestamp::parse(updated).map_err(|error| named("availability.last_updated", error))?,
             revision: extra.revision,
             ttl: Ttl::parse(extra.ttl_seconds.into()).map_err(invalid)?,
-            expires_at: sighting.now.after(sighting.remaining),
-            expired: false,
             version,
-            claimed: true,
             baseline,
-        })
+        };
+        self.common()?.agent(particular, sighting)
     }
 
     fn agent_of_nobody(self, sighting: Sighting) -> Result<Agent, Unreadable> {
@@ -320,27 +345,17 @@ impl Parts<'_> {
         let agent_id = foreign_id(&self.agent_id)?;
         let seconds = sighting.remaining.as_millis().div_ceil(1_000).clamp(1, u128::from(Ttl::LONGEST_SECONDS));
         let seconds = i128::try_from(seconds).expect("clamped to 30 days");
-        let common = self.common()?;
-        Ok(Agent {
+        let particular = Particular {
             agent_id,
-            name: common.name,
-            capabilities: common.capabilities,
-            cost_per_task: parse_cost(cost_per_task).map_err(invalid)?,
+            cost_per_task,
             currency,
-            billing_notes: common.billing_notes,
-            availability: common.availability,
-            capacity_per_hour: common.capacity_per_hour,
             last_updated,
-            reputation: common.reputation,
-            metadata: common.metadata,
             revision: 1,
             ttl: Ttl::parse(seconds).map_err(invalid)?,
-            expires_at: sighting.now.after(sighting.remaining),
-            expired: false,
             version: sighting.version(),
-            claimed: true,
             baseline: Baseline::new(),
-        })
+        };
+        self.common()?.agent(particular, sighting)
     }
 
     fn common(self) -> Result<Common, Unreadable> {

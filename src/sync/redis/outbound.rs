@@ -20,7 +20,7 @@ use super::told::{Theirs, Told};
 use super::worker::{Redis, Session};
 use crate::domain::{Agent, AgentId};
 use crate::engine::Engine;
-use crate::engine::replica::{AgentChange, LocalLease, ParkedEntry, ParkedKey, RemoteAgent, Sink};
+use crate::engine::replica::{AgentChange, LocalLease, ParkedEntry, ParkedKey, RemoteAgent, Saved, Sink};
 use crate::sync::state::{Failure, FailureClass};
 
 /// How many changes are read from the store at once.
@@ -92,12 +92,14 @@ impl Redis {
             session.state.acked_change_seq = chunk.upto;
             session.unsaved = true;
             if unsaved >= SAVE_EVERY {
-                self.save(session).await?;
+                if self.save(session).await? == Saved::Outdated {
+                    return Ok((pushed, true));
+                }
                 unsaved = 0;
             }
         }
-        if unsaved > 0 {
-            self.save(session).await?;
+        if unsaved > 0 && self.save(session).await? == Saved::Outdated {
+            return Ok((pushed, true));
         }
         let more = session.state.acked_change_seq < newest;
         Ok((pushed, more))

@@ -24,11 +24,11 @@ use super::scan::{Scan, Why};
 use super::scripts::Scripts;
 use super::stream::{self, Origin, Position};
 use crate::clock::{Clock, SystemClock};
-use crate::domain::{AgentId, AgentVersion, MAX_OBSERVERS};
+use crate::domain::{AgentId, AgentVersion, MAX_OBSERVERS, NodeId};
 use crate::engine::Engine;
 use crate::engine::PageRequest;
 use crate::engine::replica::{
-    AgentChange, CommitMark, ForkReason, ParkedKey, RedisState, RegistryLink, Sink, SinkRequest,
+    AgentChange, CommitMark, ForkReason, ParkedKey, RedisState, RegistryLink, Saved, Sink, SinkRequest,
 };
 use crate::sync::CurrentUrl;
 use crate::sync::driver::{Backlog, Destination, Round};
@@ -67,6 +67,8 @@ pub struct Redis {
 /// A connection, and what is known over it.
 pub struct Session {
     pub(super) link: Link,
+    /// Whose cursors `state` holds: this node's, as long as it goes by that id.
+    node_id: NodeId,
     pub(super) state: RedisState,
     /// What of `state` is not stored yet.
     pub(super) unsaved: bool,
@@ -158,6 +160,7 @@ impl Redis {
         .await?;
         let origin = stream::origin(&link, &fresh_nonce(&mut self.random)).await?;
         let extent = stream::extent(&link).await?;
+        let node_id = self.engine.node_id();
         let mut state = self.engine.redis_state().map_err(store_failure)?;
         if state.nonce.as_ref() != Some(&origin.nonce) {
             if state.nonce.is_some() {
@@ -170,6 +173,7 @@ impl Redis {
         let ringing = tokio::spawn(self.ringer.clone().ring_over(link.clone()));
         let mut session = Session {
             link,
+            node_id,
             state,
             unsaved: true,
             cursor: cursor.filter(|cursor| extent.continues(*cursor)).unwrap_or(extent.last),
@@ -245,20 +249,31 @@ impl Redis {
 
     /// Goes on as a new node, for another file goes by this one's id.
     pub(super) async fn fork(&mut self, session: &mut Session) -> Result<(), Failure> {
-        let node_id = self.engine.fork(ForkReason::Registry).await.map_err(store_failure)?;
+        let node_id = self.engine.fork(session.node_id, ForkReason::Registry).await.map_err(store_failure)?;
         tracing::warn!(%node_id, "{}; this file goes on as a new node", ForkReason::Registry);
         self.forked = true;
+        self.begin_as_renamed(session)
+    }
+
+    /// Takes up what this node's new id begins with: the cursors were set back when it got it.
+    fn begin_as_renamed(&self, session: &mut Session) -> Result<(), Failure> {
+        session.node_id = self.engine.node_id();
         session.state = self.engine.redis_state().map_err(store_failure)?;
         self.after_break(session);
         Ok(())
     }
 
-    pub(super) async fn save(&self, session: &mut Session) -> Result<(), Failure> {
-        if session.unsaved {
-            self.engine.save_redis(session.state.clone()).await.map_err(store_failure)?;
-            session.unsaved = false;
+    /// Writes the cursors down, unless they are [`Outdated`](Saved::Outdated): then it begins with what the new id has.
+    pub(super) async fn save(&self, session: &mut Session) -> Result<Saved, Failure> {
+        if !session.unsaved {
+            return Ok(Saved::Yes);
         }
-        Ok(())
+        let saved = self.engine.save_redis(session.node_id, session.state.clone()).await.map_err(store_failure)?;
+        match saved {
+            Saved::Yes => session.unsaved = false,
+            Saved::Outdated => self.begin_as_renamed(session)?,
+        }
+        Ok(saved)
     }
 
     fn parked(&self) -> Result<HashSet<AgentId>, Failure> {
@@ -294,8 +309,9 @@ impl Destination for Redis {
 
     fn backlog(engine: &Engine) -> Result<Backlog, Failure> {
         let state = engine.redis_state().map_err(store_failure)?;
+        let parked = engine.parked_count(Sink::Redis);
         if engine.commits().borrow().change_seq <= state.acked_change_seq {
-            return Ok(Backlog { parked: parked_entries(engine)?, ..Backlog::default() });
+            return Ok(Backlog { parked, ..Backlog::default() });
         }
         let entries = engine.changes_len(state.acked_change_seq).map_err(store_failure)?;
         let first = engine.changes_after(state.acked_change_seq, LOOKED_AT).map_err(store_failure)?;
@@ -303,7 +319,7 @@ impl Destination for Redis {
             AgentChange::Put { agent, .. } => Some(agent.last_updated),
             AgentChange::Removed { .. } => None,
         });
-        Ok(Backlog { entries, oldest, parked: parked_entries(engine)? })
+        Ok(Backlog { entries, oldest, parked })
     }
 
     fn mark(commit: &CommitMark) -> u64 {
@@ -325,6 +341,9 @@ impl Destination for Redis {
                 }
             }
         }
+        if self.engine.node_id() != session.node_id {
+            self.begin_as_renamed(session)?;
+        }
         let now = Instant::now();
         self.check_origin(session, now).await?;
         let (pushed, more_to_push) = self.push(session).await?;
@@ -339,9 +358,9 @@ impl Destination for Redis {
         let (pulled, more_to_pull) = self.pull(session, now).await?;
         let scanned = self.scan(session, now).await?;
         self.ask_for_expiring(session, now).await?;
-        self.save(session).await?;
+        let is_renamed = self.save(session).await? == Saved::Outdated;
         let searching = session.scan.as_ref().is_some_and(|scan| scan.why() == Why::Break && !scan.has_seen_all());
-        let more = more_to_push || more_to_pull || searching;
+        let more = more_to_push || more_to_pull || searching || is_renamed;
         Ok(Round { pushed, pulled: pulled + scanned, more, pause: self.pause(session, now) })
     }
 
@@ -363,10 +382,6 @@ impl Destination for Redis {
         }
         notes
     }
-}
-
-fn parked_entries(engine: &Engine) -> Result<u64, Failure> {
-    engine.parked_count(Sink::Redis).map_err(store_failure)
 }
 
 /// The agent whose bell was rung, and whether an observer rang.
