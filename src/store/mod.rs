@@ -159,7 +159,7 @@ impl Store {
             let head = guarded(|| read_head(&opened.database)).map_err(|error| head_error(&shown, error))?;
             (opened, head)
         } else {
-            open_ours(&backend, &shown, read_head)?
+            open_ours(&backend, &shown, Purpose::Serve, read_head)?
         };
         let opened = ArcSwapOption::new(Some(Arc::new(opened)));
         let identity = ArcSwap::new(Arc::clone(&head.identity));
@@ -304,7 +304,7 @@ pub struct CompactReport {
 /// Shrinks the file of a stopped store.
 pub fn compact(path: &Path) -> Result<CompactReport, OpenError> {
     let fail = |error: StoreError| open_error(path, error);
-    let (mut opened, backend, _) = open_stopped(path)?;
+    let (mut opened, backend, _) = open_stopped(path, Purpose::Rewrite)?;
     let before_bytes = backend.len().map_err(|error| fail(error.into()))?;
     guarded(|| {
         // Each pass moves what the last one freed; it says whether another may help.
@@ -320,25 +320,39 @@ pub fn compact(path: &Path) -> Result<CompactReport, OpenError> {
     Ok(CompactReport { before_bytes, after_bytes })
 }
 
+/// What a file is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// To answer from it, and to write: the checksum of every page is checked first.
+    Serve,
+    /// To put its pages in order.
+    Rewrite,
+    /// To look at it, whatever is wrong with it; nothing in it is changed.
+    Look,
+}
+
 /// Opens the file of a stopped store for work on the whole of it.
-fn open_stopped(path: &Path) -> Result<(Opened, Arc<dyn StorageBackend>, Identity), OpenError> {
+fn open_stopped(path: &Path, purpose: Purpose) -> Result<(Opened, Arc<dyn StorageBackend>, Identity), OpenError> {
     let backend = file::open_existing(path)?.backend;
-    let (opened, identity) = open_ours(&backend, path, read_identity)?;
+    let (opened, identity) = open_ours(&backend, path, purpose, read_identity)?;
     Ok((opened, backend, identity))
 }
 
-/// Opens what `recognise` takes for a store of ours, and changes nothing in it unless it does.
+/// Opens what `recognise` takes for a store of ours, and changes nothing in it unless it does, nor for a look.
 fn open_ours<T>(
     backend: &Arc<dyn StorageBackend>,
     shown: &Path,
+    purpose: Purpose,
     recognise: impl FnOnce(&Database) -> Result<T, HeadError>,
 ) -> Result<(Opened, T), OpenError> {
     let fail = |error: StoreError| open_error(shown, error);
     let trial = Arc::new(Trial::of(Arc::clone(backend)).map_err(|error| fail(error.into()))?);
     let tried: Arc<dyn StorageBackend> = trial.clone();
-    let opened = open_database(&tried, false).map_err(fail)?;
+    let opened = open_database(&tried, purpose == Purpose::Serve).map_err(fail)?;
     let recognised = guarded(|| recognise(&opened.database)).map_err(|error| head_error(shown, error))?;
-    trial.adopt().map_err(|error| fail(error.into()))?;
+    if purpose != Purpose::Look {
+        trial.adopt().map_err(|error| fail(error.into()))?;
+    }
     Ok((opened, recognised))
 }
 
