@@ -5,7 +5,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{Request, State};
@@ -20,6 +20,8 @@ use super::problem::{Code, Problem};
 const KIB: u64 = 1024;
 /// An answer up to this size takes nothing of the budget.
 const SMALL: u64 = 64 * KIB;
+/// How much of an answer is handed to the connection at a time.
+const PART: usize = 32 * 1024;
 /// How much larger answers may come to at a time.
 const BUDGET: u32 = 64 * 1024;
 
@@ -50,7 +52,7 @@ pub(crate) async fn bound(State(answers): State<Answers>, request: Request, next
     // One that is larger than all there is has it for itself.
     let share = u32::try_from(bytes.div_ceil(KIB)).unwrap_or(BUDGET).min(BUDGET);
     match answers.0.try_acquire_many_owned(share) {
-        Ok(share) => response.map(|body| Body::new(Sending { body, _share: share })),
+        Ok(share) => response.map(|body| Body::new(Sending { body, rest: Bytes::new(), _share: share })),
         Err(_) if is_read => {
             Problem::new(Code::Overloaded, "too many large answers are being sent; try again shortly").into_response()
         }
@@ -58,9 +60,12 @@ pub(crate) async fn bound(State(answers): State<Answers>, request: Request, next
     }
 }
 
-/// A body on its way out, with its share of the budget.
+/// A body on its way out, with its share of the budget. It is handed over in small parts: the connection copies what it
+/// is given, and takes no more than it has room for.
 struct Sending {
     body: Body,
+    /// What the body has given and is not handed over yet.
+    rest: Bytes,
     _share: OwnedSemaphorePermit,
 }
 
@@ -69,15 +74,31 @@ impl HttpBody for Sending {
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        if self.rest.is_empty() {
+            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => self.rest = data,
+                    Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+                },
+                end => return Poll::Ready(end),
+            }
+        }
+        let length = self.rest.len().min(PART);
+        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(length)))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let (rest, body) = (self.rest.len() as u64, self.body.size_hint());
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest + body.lower());
+        if let Some(upper) = body.upper() {
+            hint.set_upper(rest + upper);
+        }
+        hint
     }
 }
 
@@ -87,6 +108,7 @@ mod tests {
     use axum::http::StatusCode;
     use axum::middleware::from_fn_with_state;
     use axum::routing::get;
+    use http_body_util::BodyExt;
     use tower::ServiceExt;
 
     use super::*;
@@ -109,7 +131,12 @@ mod tests {
         assert_eq!(ask(&router, Method::GET, "/large").await.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(ask(&router, Method::POST, "/large").await.status(), StatusCode::OK, "it was done");
         assert_eq!(ask(&router, Method::GET, "/small").await.status(), StatusCode::OK);
-        drop(first);
+        let mut body = first.into_body();
+        assert_eq!(body.size_hint().exact(), Some(100 * 1024));
+        let part = body.frame().await.unwrap().unwrap().into_data().unwrap();
+        assert_eq!((part.len(), body.size_hint().exact()), (PART, Some(100 * 1024 - PART as u64)));
+        assert_eq!(ask(&router, Method::GET, "/large").await.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(body.collect().await.unwrap().to_bytes().len(), 100 * 1024 - PART);
         assert_eq!(ask(&router, Method::GET, "/large").await.status(), StatusCode::OK);
     }
 }

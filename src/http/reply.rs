@@ -1,10 +1,12 @@
 //! Answers that are not problems: JSON with its headers.
 
 use std::convert::Infallible;
+use std::sync::LazyLock;
 
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use tokio::sync::Semaphore;
 
 use super::headers::entity_tag;
 use super::problem::Problem;
@@ -82,7 +84,15 @@ impl IntoResponse for Reply {
     }
 }
 
-/// Runs a read that may take longer than a few microseconds where it does not hold up other requests.
+/// How many such reads run at a time: each may hold several times the bytes of its answer, and more than there are
+/// processors would take no less time.
+static ASIDE: LazyLock<Semaphore> = LazyLock::new(|| {
+    Semaphore::new(std::thread::available_parallelism().map_or(FEWEST_ASIDE, |all| all.get().max(FEWEST_ASIDE)))
+});
+const FEWEST_ASIDE: usize = 4;
+
+/// Runs a read that may take longer than a few microseconds where it does not hold up other requests. When many want to,
+/// they wait for their turn.
 ///
 /// # Errors
 /// Those of the read; 503 when it panicked.
@@ -91,6 +101,7 @@ where
     T: Send + 'static,
     E: Into<Problem> + Send + 'static,
 {
+    let _turn = ASIDE.acquire().await;
     match tokio::task::spawn_blocking(read).await {
         Ok(result) => result.map_err(Into::into),
         Err(error) => {
