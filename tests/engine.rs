@@ -405,6 +405,30 @@ fn transaction_lists_filter_and_page_in_both_directions() {
 }
 
 #[test]
+fn whoever_is_busy_when_its_turn_comes_is_recommended_before_anybody_twice() {
+    let engine = memory();
+    for id in ["a", "b", "c"] {
+        engine.register(registration(id, &["x"]), None).wait().unwrap();
+    }
+    let set = |id: &str, availability| {
+        let patch = AgentPatch { availability: Some(availability), ..AgentPatch::default() };
+        engine.update(agent_id(id), patch, Precondition::None).wait().unwrap();
+    };
+    let mut visited = Vec::new();
+    for call in 0..12 {
+        let availability = if call % 2 == 1 { AvailabilityStatus::Busy } else { AvailabilityStatus::Online };
+        set("b", availability);
+        let answer = engine.recommend(&capability("x"), 1, false).unwrap();
+        visited.push(answer[0].agent.agent_id.to_string());
+    }
+    for round in visited.chunks(3) {
+        let mut round = round.to_vec();
+        round.sort();
+        assert_eq!(round, ["a", "b", "c"], "{visited:?}");
+    }
+}
+
+#[test]
 fn recommendations_visit_every_candidate_before_any_twice() {
     let engine = memory();
     for number in 0..7 {

@@ -43,7 +43,8 @@ impl Entry {
                 agent_id: agent.agent_id.clone(),
                 cost_per_task: agent.cost_per_task,
                 currency: agent.currency.clone(),
-                score: agent.reputation.score,
+                // As it is shown: what looks equal ranks as equal.
+                score: agent.reputation.shown_score(),
                 availability: agent.availability,
                 capacity_per_hour: agent.capacity_per_hour,
             },
@@ -96,7 +97,7 @@ struct Lot {
 }
 
 const BY_ID: u8 = 0;
-const BY_SCORE: u8 = 1;
+pub const BY_SCORE: u8 = 1;
 const BY_COST: u8 = 2;
 const BY_SEARCH: u8 = 3;
 const BY_AVAILABILITY: u8 = 4;

@@ -37,9 +37,11 @@ impl Loads {
     /// Transactions of the last hour; `minute` is now.
     pub fn count(&self, provider: &AgentId, capability: &Capability, minute: u32) -> u64 {
         let oldest = minute.saturating_sub(WINDOW_MINUTES);
-        self.windows
-            .get(&(provider.clone(), capability.clone()))
-            .map_or(0, |window| window.iter().filter(|(at, _)| *at >= oldest).map(|(_, count)| u64::from(*count)).sum())
+        self.windows.get(&(provider.clone(), capability.clone())).map_or(0, |window| {
+            // What another clock, or this one once, dates in the future is not of the last hour.
+            let of_the_hour = window.iter().filter(|(at, _)| (oldest..=minute).contains(at));
+            of_the_hour.map(|(_, count)| u64::from(*count)).sum()
+        })
     }
 
     /// Adds `count` transactions of a minute.
@@ -104,12 +106,13 @@ mod tests {
         loads.add(&mut minutes, &provider, &capability, 130, 2);
         loads.add(&mut minutes, &provider, &capability, 130, 1);
         assert_eq!(loads.count(&provider, &capability, 160), 4);
+        assert_eq!(loads.count(&provider, &capability, 129), 1, "not what is yet to come");
         assert_eq!(loads.count(&provider, &capability, 161), 3);
         loads.remove(&provider, &capability, 130);
         assert_eq!(loads.count(&provider, &capability, 161), 2);
         loads.add(&mut minutes, &provider, &capability, 130, 1);
         loads.drop_before_window(&mut minutes, 161);
-        assert_eq!(loads.count(&provider, &capability, 100), 3);
+        assert_eq!(loads.count(&provider, &capability, 130), 3);
         loads.drop_before_window(&mut minutes, 500);
         assert!(loads.windows.is_empty() && minutes.touched.is_empty());
     }

@@ -81,7 +81,7 @@ fn assert_profile(profile: &Profile, agent: &naive::Agent, engine: &Engine, now:
 fn sort(agents: &mut [&naive::Agent], by: RankBy) {
     use std::cmp::Reverse;
     // Scores are never negative or NaN, so their bits are in their order.
-    let score_down = |agent: &naive::Agent| Reverse(agent.reputation.score.to_bits());
+    let score_down = |agent: &naive::Agent| Reverse(agent.reputation.shown_score().to_bits());
     let cost = |agent: &naive::Agent| agent.registration.cost_per_task;
     let status = |agent: &naive::Agent| {
         ["online", "busy", "maintenance", "offline"]
@@ -147,7 +147,8 @@ fn compare_discovery(engine: &Engine, model: &Marketplace, now: Now) {
                         && max_cost.is_none_or(|max| {
                             told.cost_per_task <= max && told.availability == AvailabilityStatus::Online
                         })
-                        && min_score.is_none_or(|min| agent.reputation.score >= min && told.currency.as_str() == "USD")
+                        && min_score
+                            .is_none_or(|min| agent.reputation.shown_score() >= min && told.currency.as_str() == "USD")
                 })
                 .copied()
                 .collect();
@@ -309,6 +310,6 @@ fn compare_counters(engine: &Engine, model: &Marketplace, now: Now) {
     assert_eq!(engine.agents_online(), online as u64);
     for id in AGENTS {
         let score = live.iter().find(|agent| agent.registration.agent_id.as_str() == id);
-        assert_eq!(engine.reputation_score(id), score.map(|agent| agent.reputation.score));
+        assert_eq!(engine.reputation_score(id), score.map(|agent| agent.reputation.shown_score()));
     }
 }
