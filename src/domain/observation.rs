@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::ids::{AgentId, ObserverId};
+use super::reputation::HIGHEST;
 
 /// What an observer has seen of an agent, in all.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
@@ -22,8 +23,10 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// One outcome.
+    /// One outcome. A score cannot move further than from one end to the other; were larger weights summed up as they
+    /// are, small ones after them would be lost in their last digit.
     pub fn outcome(success: bool, weight: f64) -> Self {
+        let weight = weight.min(HIGHEST);
         if success {
             Self { successes: 1, failures: 0, score: weight }
         } else {
@@ -33,7 +36,7 @@ impl Counters {
 
     /// One correction of the score.
     pub fn correction(delta: f64) -> Self {
-        Self { score: delta, ..Self::default() }
+        Self { score: delta.clamp(-HIGHEST, HIGHEST), ..Self::default() }
     }
 
     /// Both together.
@@ -126,6 +129,16 @@ mod tests {
         let sum = most.plus(most);
         assert_eq!((sum.successes, sum.score), (u64::MAX, f64::MAX));
         assert_eq!(Counters::default().minus(most).successes, 0);
+    }
+
+    #[test]
+    fn no_weight_is_so_large_that_later_ones_are_lost_beside_it() {
+        let mut total = Counters::outcome(false, 1e17).plus(Counters::correction(-1e300));
+        for _ in 0..6 {
+            let before = total;
+            total = total.plus(Counters::outcome(true, 0.5));
+            assert_eq!(total.minus(before).score, 0.5);
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::observation::Counters;
 use super::refusal::Invalid;
 
-const HIGHEST: f64 = 5.0;
+pub const HIGHEST: f64 = 5.0;
 
 /// What agents that used an agent made of it.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
