@@ -15,6 +15,10 @@ use thiserror::Error;
 /// The longest canonical text, in bytes.
 pub const MAX_OBJECT_BYTES: usize = 64 * 1024;
 const MAX_DEPTH: usize = 64;
+/// How many bytes may stand for one: `\u0041` for `A`.
+const LONGEST_ESCAPE: usize = 6;
+const TOO_DEEP: JsonObjectError = JsonObjectError::Rule("must be nested at most 64 levels deep");
+const TOO_LONG: JsonObjectError = JsonObjectError::Rule("must be at most 64 KiB of JSON");
 
 /// A JSON object as canonical text of at most 64 KiB.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -42,11 +46,9 @@ impl JsonObject {
         if !text.starts_with('{') {
             return Err(JsonObjectError::NotAnObject);
         }
+        check_measures(text)?;
         let mut canonical = String::with_capacity(text.len().min(MAX_OBJECT_BYTES));
         write_canonical(text, 0, &mut canonical)?;
-        if canonical.len() > MAX_OBJECT_BYTES {
-            return Err(JsonObjectError::Rule("must be at most 64 KiB of JSON"));
-        }
         Ok(Self(Arc::from(canonical)))
     }
 
@@ -69,9 +71,38 @@ impl fmt::Display for JsonObject {
     }
 }
 
+/// Refuses, in one pass, what is too large or too deep whatever else it holds. Every level is parsed once more for each
+/// level above it, so the measures bound the work.
+fn check_measures(text: &str) -> Result<(), JsonObjectError> {
+    let (mut depth, mut length, mut in_string, mut is_escaped) = (0_usize, 0, false, false);
+    for byte in text.bytes() {
+        if in_string {
+            length += 1;
+            in_string = is_escaped || byte != b'"';
+            is_escaped = !is_escaped && byte == b'\\';
+            continue;
+        }
+        match byte {
+            b' ' | b'\t' | b'\r' | b'\n' => continue,
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            b'"' => in_string = true,
+            _ => {}
+        }
+        length += 1;
+        if depth > MAX_DEPTH + 1 {
+            return Err(TOO_DEEP);
+        }
+    }
+    if length > MAX_OBJECT_BYTES * LONGEST_ESCAPE { Err(TOO_LONG) } else { Ok(()) }
+}
+
 fn write_canonical(text: &str, depth: usize, out: &mut String) -> Result<(), JsonObjectError> {
     if depth > MAX_DEPTH {
-        return Err(JsonObjectError::Rule("must be nested at most 64 levels deep"));
+        return Err(TOO_DEEP);
+    }
+    if out.len() > MAX_OBJECT_BYTES {
+        return Err(TOO_LONG);
     }
     match text.as_bytes().first() {
         Some(b'{') => {
@@ -110,7 +141,7 @@ fn write_canonical(text: &str, depth: usize, out: &mut String) -> Result<(), Jso
         }
         _ => out.push_str(text),
     }
-    Ok(())
+    if out.len() > MAX_OBJECT_BYTES { Err(TOO_LONG) } else { Ok(()) }
 }
 
 fn write_string(value: &str, out: &mut String) -> Result<(), JsonObjectError> {
@@ -171,6 +202,24 @@ mod tests {
         assert_eq!(canonical("{}").as_deref(), Ok("{}"));
         let long = r#"{"n":123456789012345678901234567890}"#;
         assert_eq!(canonical(long).as_deref(), Ok(long));
+    }
+
+    #[test]
+    fn refuses_what_is_too_deep_or_too_long_before_it_parses_any_of_it() {
+        let nested =
+            |depth: usize, inner: &str| format!(r#"{{"a":{}{inner}{}}}"#, "[".repeat(depth), "]".repeat(depth));
+        assert!(canonical(&nested(64, "")).is_ok());
+        assert_eq!(canonical(&nested(65, "")), Err(TOO_DEEP));
+        assert_eq!(canonical(&nested(100_000, "")), Err(TOO_DEEP));
+        // Brackets and quotes within a string are no levels.
+        assert!(canonical(&nested(60, &format!(r#""\"{}""#, "[".repeat(1_000)))).is_ok());
+        let escaped = r"\u0041".repeat(60_000);
+        assert!(canonical(&nested(1, &format!(r#""{escaped}""#))).is_ok(), "what is written short is short enough");
+        for inner in
+            [format!(r#""{}""#, "x".repeat(900_000)), vec!["1"; 450_000].join(","), vec!["1"; 40_000].join(",")]
+        {
+            assert_eq!(canonical(&nested(62, &inner)), Err(TOO_LONG));
+        }
     }
 
     #[test]
