@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,10 @@ use redb::backends::FileBackend;
 use tradepost::domain::{NewTransaction, TransactionId};
 use tradepost::store::verify;
 use tradepost::{Engine, Error, Location, Options};
+
+/// A countdown that is none, and one that has ended.
+const NEVER: i64 = -1;
+const DONE: i64 = -2;
 
 const SOUND: u8 = 0;
 const SYNC_FAILS: u8 = 1;
@@ -28,25 +32,45 @@ struct FragileFile {
     fault: AtomicU8,
     /// How many more operations go well before one fails; negative: never.
     countdown: AtomicI64,
+    /// Whether all that come after it fail as well.
+    fails_for_good: AtomicBool,
 }
 
 impl FragileFile {
     fn create(path: &Path) -> Arc<Self> {
         let file = File::options().read(true).write(true).create(true).truncate(false).open(path).unwrap();
         let file = FileBackend::new(file).unwrap();
-        Arc::new(Self { file, fault: AtomicU8::new(SOUND), countdown: AtomicI64::new(-1) })
+        let (fault, countdown) = (AtomicU8::new(SOUND), AtomicI64::new(NEVER));
+        Arc::new(Self { file, fault, countdown, fails_for_good: AtomicBool::new(false) })
     }
 
     fn set(&self, fault: u8) {
         self.fault.store(fault, Ordering::SeqCst);
     }
 
+    /// The operations from `number` on fail, or only that one.
+    fn fail_at(&self, number: i64, for_good: bool) {
+        self.fails_for_good.store(for_good, Ordering::SeqCst);
+        self.countdown.store(number, Ordering::SeqCst);
+    }
+
+    /// Whether an operation has failed; from here on none does.
+    fn heal(&self) -> bool {
+        self.countdown.swap(NEVER, Ordering::SeqCst) == DONE
+    }
+
     fn step(&self) -> io::Result<()> {
-        let failed = self
-            .countdown
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| (left >= 0).then(|| left - 1))
-            .is_ok_and(|left| left == 0);
-        if failed { Err(io::Error::other("injected")) } else { Ok(()) }
+        let for_good = self.fails_for_good.load(Ordering::SeqCst);
+        let before = self.countdown.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| match left {
+            0 => Some(DONE),
+            1.. => Some(left - 1),
+            _ => None,
+        });
+        match before {
+            Ok(0) => Err(io::Error::other("injected")),
+            Err(DONE) if for_good => Err(io::Error::other("injected, and for good")),
+            _ => Ok(()),
+        }
     }
 
     fn room(&self) -> io::Result<()> {
@@ -171,32 +195,46 @@ fn a_full_disk_is_said_to_be_full_while_reads_go_on() {
     assert_clean(&path);
 }
 
-/// One operation of a workload fails, whichever it is.
+/// One operation of a workload fails, whichever it is, or all from that one on until the disk is mended.
+/// `TRADEPOST_FAULTS_STEP=1` tries every operation instead of one in some.
 #[test]
 fn whichever_operation_fails_no_acknowledged_write_is_lost() {
+    let step = std::env::var("TRADEPOST_FAULTS_STEP").map_or(7, |step| step.parse().expect("it is a number"));
     let directory = tempfile::tempdir().unwrap();
-    for countdown in (0..).step_by(7) {
-        let path = directory.path().join(format!("{countdown}.redb"));
-        let file = FragileFile::create(&path);
-        let engine = Engine::open(Options::new(Location::Backend(file.clone()))).unwrap();
-        file.countdown.store(countdown, Ordering::SeqCst);
-        let mut acknowledged = Vec::new();
-        for number in 0..12 {
-            match engine.record(new(number), None).wait() {
-                Ok(_) => acknowledged.push(number),
-                Err(Error::Unavailable(_)) => wait_until_ready(&engine),
-                Err(other) => panic!("operation {countdown}: {other}"),
+    for for_good in [false, true] {
+        let tried = (0..).step_by(step).take_while(|number| fail_at(directory.path(), *number, for_good)).count();
+        assert!(tried * step > 50, "the workload is too small: {tried} operations");
+    }
+}
+
+/// Whether the workload has so many operations.
+fn fail_at(directory: &Path, number: i64, for_good: bool) -> bool {
+    let path = directory.join(format!("{number}-{for_good}.redb"));
+    let file = FragileFile::create(&path);
+    let engine = Engine::open(Options::new(Location::Backend(file.clone()))).unwrap();
+    file.fail_at(number, for_good);
+    let mut acknowledged = Vec::new();
+    let mut is_reached = false;
+    for transaction in 0..12 {
+        match engine.record(new(transaction), None).wait() {
+            Ok(_) => acknowledged.push(transaction),
+            Err(Error::Unavailable(_)) => {
+                if for_good {
+                    assert!(engine.ready().is_err(), "it knows that it is not sound");
+                    is_reached |= file.heal();
+                }
+                wait_until_ready(&engine);
             }
-        }
-        let reached = file.countdown.swap(-1, Ordering::SeqCst) < 0;
-        for number in &acknowledged {
-            assert!(engine.transaction(&id(*number)).is_ok(), "operation {countdown}: t{number} was acknowledged");
-        }
-        drop((engine, file));
-        assert_clean(&path);
-        if !reached {
-            assert!(countdown > 50, "the workload is too small: {countdown} operations");
-            return;
+            Err(other) => panic!("operation {number}: {other}"),
         }
     }
+    is_reached |= file.heal();
+    wait_until_ready(&engine);
+    for transaction in acknowledged {
+        assert!(engine.transaction(&id(transaction)).is_ok(), "operation {number}: t{transaction} was acknowledged");
+    }
+    drop((engine, file));
+    assert_clean(&path);
+    std::fs::remove_file(&path).unwrap();
+    is_reached
 }
