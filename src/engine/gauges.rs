@@ -54,6 +54,10 @@ impl StateSource for Engine {
         Some(self.core().view().totals.transactions)
     }
 
+    fn is_ready(&self) -> bool {
+        self.core().failed().is_none()
+    }
+
     fn file_bytes(&self) -> u64 {
         self.core().store.bytes().unwrap_or(0)
     }

@@ -68,6 +68,8 @@ pub struct StoreStatus {
     pub transactions: u64,
     /// Ledger events stored, own ones and copies.
     pub events: u64,
+    /// Why writes are refused at present, if they are.
+    pub failure: Option<String>,
 }
 
 /// All matching transactions of one snapshot, in chunks.
@@ -189,6 +191,7 @@ impl Engine {
             node_id: core.store.node_id(),
             path: core.store.path().map(ToOwned::to_owned),
             bytes: core.store.bytes()?,
+            failure: core.failed().map(|error| error.to_string()),
             agents: totals.agents,
             transactions: totals.transactions.iter().sum(),
             events: totals.events + totals.copies,

@@ -44,6 +44,10 @@ impl StateSource for Fake {
     fn transactions_by_status(&self) -> Option<[u64; 4]> {
         Some([0; 4])
     }
+    fn is_ready(&self) -> bool {
+        true
+    }
+
     fn file_bytes(&self) -> u64 {
         0
     }

@@ -321,7 +321,7 @@ mod tests {
                     node_id: Shown(NodeId::from_bytes([1; 16])),
                     uptime_seconds: 1,
                     listen: &["127.0.0.1:7700".into()],
-                    store: StoreShown { path: None, bytes: 1, agents: 1, transactions: 1, events: 1 },
+                    store: StoreShown { path: None, bytes: 1, agents: 1, transactions: 1, events: 1, last_error: None },
                     sinks: Sinks {
                         redis: SinkShown::of(&SinkStatus::default()),
                         postgres: SinkShown::of(&SinkStatus::default()),

@@ -206,6 +206,8 @@ pub trait StateSource: Send + Sync {
     fn transactions_by_status(&self) -> Option<[u64; 4]>;
     /// The size of the store's file.
     fn file_bytes(&self) -> u64;
+    /// Whether the store takes writes.
+    fn is_ready(&self) -> bool;
     /// Commands that wait for the writer.
     fn writer_queue_depth(&self) -> usize;
     /// Every sink that there can be.

@@ -46,6 +46,11 @@ impl StateGauges {
                 vec![gauge(Vec::new(), state.file_bytes() as f64)],
             ),
             gauges(
+                "tradepost_store_ready",
+                "1 while the store takes writes.",
+                vec![gauge(Vec::new(), f64::from(u8::from(state.is_ready())))],
+            ),
+            gauges(
                 "tradepost_store_writer_queue_depth",
                 "Commands that wait for the writer.",
                 vec![gauge(Vec::new(), state.writer_queue_depth() as f64)],

@@ -57,6 +57,10 @@ impl StateSource for Fake {
     fn transactions_by_status(&self) -> Option<[u64; 4]> {
         self.by_status
     }
+    fn is_ready(&self) -> bool {
+        true
+    }
+
     fn file_bytes(&self) -> u64 {
         4096
     }
@@ -209,6 +213,7 @@ fn names_types_and_labels_are_those_that_dashboards_know() {
         ("tradepost_store_commit_duration_seconds", "histogram", "le"),
         ("tradepost_store_commit_batch_size", "histogram", "le"),
         ("tradepost_store_file_bytes", "gauge", ""),
+        ("tradepost_store_ready", "gauge", ""),
         ("tradepost_store_writer_queue_depth", "gauge", ""),
         ("tradepost_ledger_conflicts_total", "counter", "reason"),
         ("tradepost_http_requests_total", "counter", "method route status"),

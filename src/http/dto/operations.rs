@@ -40,6 +40,9 @@ pub(crate) struct StoreShown<'a> {
     pub(crate) agents: u64,
     pub(crate) transactions: u64,
     pub(crate) events: u64,
+    /// Why writes are refused at present, if they are.
+    #[schema(required = true)]
+    pub(crate) last_error: Option<String>,
 }
 
 /// Every sink.

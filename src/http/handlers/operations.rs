@@ -105,6 +105,7 @@ pub(crate) async fn status(State(api): State<Api>, call: Call) -> Answer {
             agents: store.agents,
             transactions: store.transactions,
             events: store.events,
+            last_error: store.failure,
         },
         sinks: Sinks {
             redis: SinkShown::of(&api.engine.sinks().status(Sink::Redis)),
