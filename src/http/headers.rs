@@ -41,6 +41,8 @@ impl GivenKey {
     /// 422 unless the key is 1 to 255 printable ASCII characters.
     pub(crate) fn of_request(self, method: &str, path: &str, body: &[u8]) -> Result<Option<Idempotency>, Problem> {
         let Some(key) = self.0 else { return Ok(None) };
+        // Where a body may be left out, an empty object says the same.
+        let body = if body.trim_ascii() == b"{}" { b"" } else { body };
         let printable = key.iter().all(|byte| (b' '..=b'~').contains(byte));
         match String::from_utf8(key) {
             Ok(key) if printable && (1..=255).contains(&key.len()) => {
@@ -200,6 +202,7 @@ mod tests {
         let first = bind("k 1", "/v1/agents", b"{}").unwrap().unwrap();
         assert_eq!(first.key, "k 1");
         assert_eq!(bind("k 1", "/v1/agents", b"{}").unwrap().unwrap(), first);
+        assert_eq!(bind("k 1", "/v1/agents", b"").unwrap().unwrap(), first, "both say nothing");
         assert_ne!(bind("k 1", "/v1/agents{", b"}").unwrap().unwrap().request, first.request);
         assert!(bind(&"k".repeat(255), "/", b"").is_ok());
         for bad in ["", &"k".repeat(256), "a\tb"] {
