@@ -47,7 +47,8 @@ impl Timestamp {
     }
 
     /// Reads RFC 3339 with any offset or `Z`. A space where the offset's `+` belongs is read as that `+`: it is what an
-    /// unescaped one becomes in a query string. Digits beyond the microsecond are cut off.
+    /// unescaped one becomes in a query string. Digits beyond the microsecond are cut off, and the last two days of the
+    /// year 9999, which many take for the end of time, count as the latest moment that we can name.
     pub fn parse(text: &str) -> Result<Self, NotATime> {
         let mut text = text.to_owned();
         if let Some(sign) = text.len().checked_sub(6).filter(|at| text.as_bytes()[*at] == b' ') {
@@ -56,7 +57,12 @@ impl Timestamp {
         if !has_rfc3339_shape(text.as_bytes()) {
             return Err(NotATime);
         }
-        let parsed: jiff::Timestamp = text.parse().map_err(|_| NotATime)?;
+        let is_at_the_end =
+            || text.starts_with("9999-12-3") && text[..19].replace(' ', "T").parse::<jiff::civil::DateTime>().is_ok();
+        let parsed = match text.parse::<jiff::Timestamp>() {
+            Err(_) if is_at_the_end() => jiff::Timestamp::MAX,
+            parsed => parsed.map_err(|_| NotATime)?,
+        };
         Ok(Self::from_micros(parsed.as_nanosecond().div_euclid(1_000).try_into().map_err(|_| NotATime)?))
     }
 }
@@ -109,6 +115,17 @@ impl fmt::Display for Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_end_of_time_is_a_time_however_people_write_it() {
+        let latest = Timestamp::parse("9999-12-30T21:59:59.999999Z").unwrap();
+        for text in ["9999-12-31T23:59:59.999999Z", "9999-12-31t23:59:59Z", "9999-12-31 23:59:59-12:00"] {
+            let end = Timestamp::parse(text).unwrap_or_else(|_| panic!("{text}"));
+            assert!(end > latest, "{text}");
+            assert_eq!(Timestamp::parse(&end.to_string()), Ok(end), "{text}");
+        }
+        assert!(Timestamp::parse("9999-12-39T00:00:00Z").is_err());
+    }
 
     #[test]
     fn writes_utc_with_microseconds_and_reads_it_back() {
