@@ -10,6 +10,8 @@ mod backlog;
 mod batches;
 #[path = "sync_postgres/book.rs"]
 mod book;
+#[path = "sync_postgres/lost.rs"]
+mod lost;
 #[path = "sync_postgres/market.rs"]
 mod market;
 #[path = "sync_postgres/node.rs"]

@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::io::Write as _;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -272,17 +273,24 @@ fn run(command: &mut Command) {
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// The longest text that goes to a program as an argument.
+const LONGEST_ARGUMENT: usize = 64 * 1024;
+
 /// Runs SQL at a URL; one line a row, columns separated by `|`.
 ///
 /// # Errors
 /// What `psql` says on stderr.
 pub fn psql(url: &str, sql: &str) -> Result<String, String> {
-    let output = Command::new(program("psql"))
-        .args(["--no-psqlrc", "-qAt", "-v", "ON_ERROR_STOP=1", "-d", url, "-c", sql])
-        .env("PGCONNECT_TIMEOUT", "10")
-        .stdin(Stdio::null())
-        .output()
-        .expect("psql can be started");
+    let mut file = tempfile::NamedTempFile::new().expect("there is room for a temporary file");
+    let mut command = Command::new(program("psql"));
+    command.args(["--no-psqlrc", "-qAt", "-v", "ON_ERROR_STOP=1", "-d", url]);
+    if sql.len() < LONGEST_ARGUMENT {
+        command.args(["-c", sql]);
+    } else {
+        file.write_all(sql.as_bytes()).expect("there is room for it");
+        command.arg("-f").arg(file.path());
+    }
+    let output = command.env("PGCONNECT_TIMEOUT", "10").stdin(Stdio::null()).output().expect("psql can be started");
     if output.status.success() {
         Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
     } else {

@@ -106,7 +106,7 @@ pub async fn session(url: &str) -> Session {
 /// A connection to a database with our tables.
 pub async fn prepared(url: &str) -> Session {
     let mut session = session(url).await;
-    tradepost::sync::postgres::schema::ensure(&mut session).await.expect("the tables can be made");
+    tradepost::sync::postgres::schema::ensure(&mut session, false).await.expect("the tables can be made");
     session
 }
 

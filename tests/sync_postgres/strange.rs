@@ -106,6 +106,10 @@ fn an_event_that_lacks_something_is_passed_over_and_the_rest_flows_on() {
     let other = Node::start(&market.file("a"), "genesis", &market.url);
     other.record("last", "genesis", "thon", "1");
     wait_for("what comes last", || node.holds("last").then_some(()));
+    wait_for("the status to tell of it", || {
+        let status = node.engine.sinks().status(Sink::Postgres);
+        status.notes.iter().any(|note| note.contains("are passed over")).then_some(())
+    });
     node.engine.decide(TransactionId::from_stored("a row"), Decision::Settle, None).wait().expect("it is pending");
     wait_for("a decision on what cannot be read to be set aside", || (node.parked() == 1).then_some(()));
     node.record("own-again", "thon", "genesis", "1");

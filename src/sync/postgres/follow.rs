@@ -1,9 +1,11 @@
 //! From PostgreSQL: what others wrote about our agents' transactions.
 
+use std::collections::BTreeMap;
 use std::collections::HashSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::errors::Trouble;
 use super::payload::{CentralEvent, Unreadable};
@@ -14,6 +16,8 @@ use super::worker::{Link, Postgres};
 use crate::domain::{AgentId, Canary, NodeId, PostgresState};
 use crate::engine::replica::LedgerAgent;
 
+/// How many events that cannot be read are told of.
+const MAX_PASSED_OVER: usize = 1_000;
 /// How many own pushes are left out of a read.
 const MAX_OWN: usize = 1_000;
 /// How many transactions are read once more after the server was restarted. For something to be skipped, more than these
@@ -33,6 +37,8 @@ pub struct Follow {
     saved: Option<Instant>,
     /// Our own pushes since the last read.
     own: Vec<u64>,
+    /// Events that cannot be read, and why.
+    passed_over: BTreeMap<Uuid, String>,
 }
 
 /// What came of a read.
@@ -44,7 +50,14 @@ pub(super) struct Followed {
 
 impl Follow {
     pub fn new(sweeping: Sweeping) -> Self {
-        Self { sweeps: Sweeps::new(sweeping), read: HashSet::new(), further: None, saved: None, own: Vec::new() }
+        Self {
+            sweeps: Sweeps::new(sweeping),
+            read: HashSet::new(),
+            further: None,
+            saved: None,
+            own: Vec::new(),
+            passed_over: BTreeMap::new(),
+        }
     }
 
     /// We wrote something in this transaction.
@@ -54,6 +67,24 @@ impl Follow {
             self.own.remove(0);
         }
         self.own.push(xid);
+    }
+
+    /// An event cannot be read: the log tells so once, the status for as long as this process has seen it.
+    fn pass_over(&mut self, unreadable: &Unreadable) {
+        if self.passed_over.len() < MAX_PASSED_OVER
+            && self.passed_over.insert(unreadable.event_id, unreadable.to_string()).is_none()
+        {
+            tracing::warn!(%unreadable, "an event in PostgreSQL is passed over");
+        }
+    }
+
+    /// What an operator should know.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = self.sweeps.notes();
+        if let Some(first) = self.passed_over.values().next() {
+            notes.push(format!("events in PostgreSQL are passed over: {}; {first}", self.passed_over.len()));
+        }
+        notes
     }
 
     /// The stored cursor was set back.
@@ -171,7 +202,7 @@ impl Postgres {
                     }
                     entries.push(event.entry);
                 }
-                Err(unreadable) => tracing::warn!(%unreadable, "an event in PostgreSQL is passed over"),
+                Err(unreadable) => self.follow.pass_over(&unreadable),
             }
         }
         self.absorb(entries, node_id, stored.clone()).await

@@ -151,16 +151,44 @@ pub async fn merge(
         }
     }
 
+    let restored = restore(session, &fresh, &events).await?;
     let there: Vec<&str> = groups.keys().copied().filter(|id| !fresh.contains(*id)).collect();
     let joined = join(session, &groups, &there, now, &mut merged).await?;
     events.extend(joined.iter().flat_map(|joined| &joined.new));
     rows::insert_events(session, &events).await?;
-    let changed: Vec<_> =
-        joined.iter().filter_map(|joined| joined.shown.clone().map(|shown| (&joined.transaction_id, shown))).collect();
+    let joined = joined.iter().filter_map(|joined| joined.shown.clone().map(|shown| (&joined.transaction_id, shown)));
+    let changed: Vec<_> = joined.chain(restored.iter().map(|(id, shown)| (id, shown.clone()))).collect();
     if !changed.is_empty() {
         rows::update(session, &changed).await?;
     }
     Ok(merged)
+}
+
+/// What rows have to show that were inserted anew although there are events of theirs: somebody deleted the row, or the
+/// whole table. Without this, the next to come by would take the difference for an older client's doing.
+async fn restore(
+    session: &Session,
+    fresh: &HashSet<String>,
+    new: &[&LedgerEntry],
+) -> Result<Vec<(TransactionId, Shown)>, Undo> {
+    if fresh.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ids: Vec<&str> = fresh.iter().map(String::as_str).collect();
+    let mut held: HashMap<String, Vec<LedgerEntry>> = HashMap::new();
+    // Those that cannot be read are passed over here as everywhere.
+    for event in rows::events_of(session, &ids).await?.into_iter().flatten() {
+        held.entry(event.entry.event.transaction_id.to_string()).or_default().push(event.entry);
+    }
+    let restore = |(id, held): (String, Vec<LedgerEntry>)| {
+        let new = new.iter().map(|entry| &entry.event).filter(|event| event.transaction_id.as_str() == id);
+        let recorded = new.clone().find(|event| matches!(event.body, EventBody::Recorded(_)))?;
+        let known: HashSet<_> = held.iter().map(|entry| entry.event.event_id).collect();
+        let more = new.filter(|event| !known.contains(&event.event_id));
+        let fold = fold(&recorded.facts, held.iter().map(|entry| &entry.event).chain(more))?;
+        Some((TransactionId::from_stored(&id), shown(&fold)))
+    };
+    Ok(held.into_iter().filter_map(restore).collect())
 }
 
 /// An event whose transaction has no row brings along the `recorded` that this node holds, so that it has one.

@@ -174,17 +174,18 @@ pub async fn missing(session: &mut Session) -> Result<Vec<Part>, Trouble> {
 }
 
 /// Creates what the database lacks; the names of what was created. An index that we may not create is done without: it
-/// only makes reading slow.
+/// only makes reading slow. With `replaces_lost` an empty table takes the place of one that somebody has removed from
+/// beside its events.
 ///
 /// # Errors
 ///
-/// [`Kind::Misconfigured`] when a table is missing and this role may not create it.
-pub async fn ensure(session: &mut Session) -> Result<Vec<&'static str>, Trouble> {
+/// [`Kind::Misconfigured`] when a table is missing and this role may not create it, or it is not to be replaced.
+pub async fn ensure(session: &mut Session, replaces_lost: bool) -> Result<Vec<&'static str>, Trouble> {
     if missing(session).await?.is_empty() {
         return Ok(Vec::new());
     }
     session.begin(Access::ReadWrite, CREATION).await?;
-    let created = match create(session).await {
+    let created = match create(session, replaces_lost).await {
         Ok(created) => session.commit().await.map(|()| created),
         Err(error) => {
             session.rollback().await?;
@@ -203,7 +204,7 @@ pub async fn ensure(session: &mut Session) -> Result<Vec<&'static str>, Trouble>
 ///
 /// See [`Trouble`]; nothing is changed then.
 pub async fn migrate(session: &mut Session) -> Result<Migration, Trouble> {
-    let created = ensure(session).await?;
+    let created = ensure(session, true).await?;
     session.begin(Access::ReadWrite, MIGRATION).await?;
     let result = widen(session).await;
     match result {
@@ -256,11 +257,31 @@ fn tables() -> Vec<&'static str> {
     PARTS.iter().filter(|part| part.index.is_none()).map(|part| part.name).collect()
 }
 
-async fn create(session: &Session) -> Result<Vec<&'static str>, Trouble> {
+/// Whether the table of rows was there once.
+async fn is_lost(session: &Session, missing: &[Part]) -> Result<bool, Trouble> {
+    let is_missing = |name| missing.iter().any(|part| part.name == name);
+    if !is_missing(TRANSACTIONS) || is_missing(EVENTS) {
+        return Ok(false);
+    }
+    let row = session.query_one(&format!("SELECT EXISTS (SELECT FROM {EVENTS})"), &[]).await?;
+    column(&row, 0)
+}
+
+async fn create(session: &Session, replaces_lost: bool) -> Result<Vec<&'static str>, Trouble> {
     session.query("SELECT pg_advisory_xact_lock($1)", &[(&ADVISORY_LOCK, Type::INT8)]).await?;
     let mut created = Vec::new();
     // Somebody may have been here first while we waited.
-    for part in look_up(session).await? {
+    let missing = look_up(session).await?;
+    if !replaces_lost && is_lost(session, &missing).await? {
+        return Err(Trouble::new(
+            Kind::Misconfigured,
+            format!(
+                "the table {TRANSACTIONS} is gone, but {EVENTS} holds events of its rows: bring it back, or run \
+                 `tradepost central migrate` for an empty one and `tradepost sync resync postgres` to fill it"
+            ),
+        ));
+    }
+    for part in missing {
         session.batch("SAVEPOINT part").await?;
         match session.batch(&statement(session, &part).await?).await {
             Ok(()) => created.push(part.name),

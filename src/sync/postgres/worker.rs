@@ -65,6 +65,8 @@ pub struct Link {
     pub(super) may_identify: bool,
     /// Where the fence stands; `None` while that is in doubt.
     pub(super) fence: Option<LogPosition>,
+    /// From where the fence would not move the last time.
+    refused_at: Option<LogPosition>,
 }
 
 impl Postgres {
@@ -158,8 +160,8 @@ impl Postgres {
     async fn work(&mut self, link: &mut Link) -> Result<Round, Trouble> {
         match self.work_from(link).await {
             Err(trouble) if trouble.kind == Kind::FenceMoved => {
-                link.fence = None;
                 self.follow.forget();
+                link.lose_place()?;
                 Ok(Round { more: true, ..Round::default() })
             }
             other => other,
@@ -174,6 +176,7 @@ impl Postgres {
         let drained = self.push_some(link).await?;
         if drained.pushed > 0 {
             self.rhythm.traffic();
+            link.refused_at = None;
         }
         let mut round = Round { pushed: drained.pushed, more: drained.more, ..Round::default() };
         // A round that was called early and found nothing to push was called by a bell.
@@ -214,7 +217,14 @@ impl Destination for Postgres {
         let session = target.connect().await?;
         self.drain.retry_all();
         self.rhythm.traffic();
-        Ok(Link { target, session: Some(session), is_prepared: false, may_identify: false, fence: None })
+        Ok(Link {
+            target,
+            session: Some(session),
+            is_prepared: false,
+            may_identify: false,
+            fence: None,
+            refused_at: None,
+        })
     }
 
     async fn round(&mut self, link: &mut Link, requests: &[SinkRequest]) -> Result<Round, Failure> {
@@ -230,7 +240,7 @@ impl Destination for Postgres {
     }
 
     fn notes(&self) -> Vec<String> {
-        self.notes.iter().cloned().chain(self.follow.sweeps.notes()).collect()
+        self.notes.iter().cloned().chain(self.follow.notes()).collect()
     }
 }
 
@@ -251,6 +261,25 @@ fn count_backlog(engine: &Engine) -> Result<Backlog, crate::engine::Error> {
 }
 
 impl Link {
+    /// The fence is not where it was left, and has to be looked up.
+    ///
+    /// # Errors
+    ///
+    /// When it was looked up, and would not move from there either: that is nobody else's doing.
+    fn lose_place(&mut self) -> Result<(), Trouble> {
+        let at = self.fence.take();
+        if at.is_some() && self.refused_at == at {
+            self.refused_at = None;
+            return Err(Trouble::new(
+                Kind::Misconfigured,
+                "marketplace_nodes is where this node left it, and does not take its update: a row policy or a trigger is in \
+                 the way",
+            ));
+        }
+        self.refused_at = at;
+        Ok(())
+    }
+
     /// The connection, made anew if it was closed or broke off while it was not used.
     pub(super) async fn session(&mut self) -> Result<&mut Session, Trouble> {
         if self.session.as_ref().is_none_or(Session::is_closed) {
@@ -265,7 +294,7 @@ impl Link {
         let is_prepared = self.is_prepared;
         let session = self.session().await?;
         if !is_prepared {
-            schema::ensure(session).await?;
+            schema::ensure(session, false).await?;
             let may_identify = pull::may_identify(session).await?;
             (self.is_prepared, self.may_identify) = (true, may_identify);
         }
