@@ -220,6 +220,28 @@ fn idle_nodes_refill_a_redis_that_was_emptied_or_replaced() {
 }
 
 #[test]
+fn a_document_or_an_index_entry_that_vanishes_is_told_again_without_a_write() {
+    let server = RedisServer::start();
+    let (a, b) = (Node::start(&server.url()), Node::start(&server.url()));
+    for id in ["deleted", "unlisted"] {
+        a.register(id, 3_600);
+        wait("the agent at B", || discovers(&b, id));
+    }
+    a.settled();
+    server.command::<()>(&["DEL", "agent:deleted"]);
+    server.command::<()>(&["SREM", "agents:all", "unlisted"]);
+    server.command::<()>(&["SREM", "agents:capabilities:python", "unlisted"]);
+    wait("the document", || exists(&server, "agent:deleted"));
+    for id in ["deleted", "unlisted"] {
+        for set in ["agents:all", "agents:capabilities:python"] {
+            wait(set, || is_member(&server, set, id));
+        }
+        wait("the agent at B", || discovers(&b, id));
+    }
+    wait("a note", || a.status().notes.iter().any(|note| note.contains("vanished")));
+}
+
+#[test]
 fn absence_is_not_death_while_redis_is_away_or_has_lost_everything() {
     let mut server = RedisServer::start();
     let (a, b) = (Node::start(&server.url()), Node::start(&server.url()));

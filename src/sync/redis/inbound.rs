@@ -116,6 +116,7 @@ impl Redis {
                 session.unconfirmed.retain(|agent_id, _| !scan.has_seen(agent_id));
                 self.missing(session, why, missing).await?;
             }
+            self.lost(session, step.lost);
             if session.scan.as_ref().is_some_and(Scan::is_done) {
                 session.scan = None;
                 let (nodes, agents) = session.fleet;
@@ -148,6 +149,19 @@ impl Redis {
             }
         }
         Ok(())
+    }
+
+    /// Agents that live here have no document, or are not in the index. What is still to be pushed is not there yet, and
+    /// what is parked was refused.
+    fn lost(&mut self, session: &mut Session, mut lost: Vec<AgentId>) {
+        if session.state.acked_change_seq < self.engine.commits().borrow().change_seq {
+            return;
+        }
+        lost.retain(|agent_id| !session.parked.contains(agent_id));
+        let Some(last) = lost.last() else { return };
+        tracing::warn!(agents = lost.len(), last = %last, "agents of this node vanished from Redis; they are told again");
+        self.vanished = (self.vanished.0 + lost.len(), Some(last.clone()));
+        self.tell_again(session, lost);
     }
 
     async fn gone(&mut self, gone: Vec<(AgentId, AgentVersion)>) -> Result<(), Failure> {

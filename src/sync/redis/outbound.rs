@@ -242,16 +242,21 @@ impl Redis {
                 _ => {}
             }
         }
-        if missing.len() >= MANY_MISSING {
-            session.state.acked_change_seq = 0;
-            session.unsaved = true;
-        } else {
-            missing.into_iter().for_each(|agent_id| self.engine.touch(agent_id));
-        }
+        self.tell_again(session, missing);
         let agents: Vec<AgentId> = written.iter().map(|(agent_id, _)| agent_id.clone()).collect();
         self.fold_of(session, &agents).await?;
         session.written.extend(written);
         Ok(())
+    }
+
+    /// Has agents pushed once more that Redis does not hold as it was told them.
+    pub(super) fn tell_again(&self, session: &mut Session, agents: Vec<AgentId>) {
+        if agents.len() >= MANY_MISSING {
+            session.state.acked_change_seq = 0;
+            session.unsaved = true;
+        } else {
+            agents.into_iter().for_each(|agent_id| self.engine.touch(agent_id));
+        }
     }
 
     fn is_own(&self, theirs: &Theirs) -> bool {
