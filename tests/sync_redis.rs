@@ -327,6 +327,33 @@ fn hostile_documents_and_entries_are_noted_and_nothing_of_them_is_taken() {
 }
 
 #[test]
+fn whatever_lies_in_the_place_of_the_nonce_stops_nobody() {
+    let server = RedisServer::start();
+    let a = Node::start(&server.url());
+    a.settled();
+    let large = "x".repeat(8 * 1024 * 1024);
+    let scribbles: [&[&str]; 4] = [
+        &["EVAL", r"return redis.call('SET', KEYS[1], '\255\254')", "1", "tradepost:epoch"],
+        &["SET", "tradepost:epoch", &large],
+        &["SET", "tradepost:epoch", ""],
+        &["LPUSH", "tradepost:epoch", "x"],
+    ];
+    for (number, scribble) in scribbles.into_iter().enumerate() {
+        let id = format!("after{number}");
+        server.command::<()>(&["DEL", "tradepost:epoch"]);
+        server.command::<redis::Value>(scribble);
+        let b = Node::start(&server.url());
+        a.register(&id, 3_600);
+        wait(&format!("the agent at B after {:?}", scribble[0]), || discovers(&b, &id));
+        b.register(&format!("{id}b"), 3_600);
+        wait("the other agent at A", || discovers(&a, &format!("{id}b")));
+        b.waits_for_state(SinkState::Live);
+    }
+    wait("A to notice", || a.status().notes.iter().any(|note| note.contains("replaced")));
+    a.waits_for_state(SinkState::Live);
+}
+
+#[test]
 fn documents_beyond_all_measure_stop_nothing() {
     let server = RedisServer::start();
     let large = "x".repeat(2 * 1024 * 1024);

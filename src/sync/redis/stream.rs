@@ -13,6 +13,8 @@ use super::link::Link;
 use crate::domain::AgentVersion;
 use crate::sync::state::Failure;
 
+/// How many bytes of a nonce are looked at; one of ours has fewer.
+const NONCE_BYTES: usize = 64;
 /// How many entries are read at once.
 pub const BATCH: usize = 1_000;
 
@@ -121,18 +123,39 @@ pub struct Origin {
 }
 
 /// Asks which data and which server this is; data without a nonce gets `fresh`.
+///
+/// Whatever else lies in its place, in bytes or of another type, is a nonce as well: it stops nobody, and is another one
+/// once the data is lost.
 pub async fn origin(link: &Link, fresh: &str) -> Result<Origin, Failure> {
     let mut pipeline = Pipeline::new();
     pipeline.cmd("SETNX").arg(keys::EPOCH).arg(fresh);
-    pipeline.cmd("GET").arg(keys::EPOCH);
+    pipeline.cmd("TYPE").arg(keys::EPOCH);
+    pipeline.cmd("STRLEN").arg(keys::EPOCH);
+    pipeline.cmd("GETRANGE").arg(keys::EPOCH).arg(0).arg(NONCE_BYTES - 1);
     pipeline.cmd("INFO").arg("server");
     let mut answers = link.values(&pipeline).await?.into_iter();
     let mut next = || answers.next().unwrap_or_default();
     link.read::<Value>(next())?;
-    let nonce = link.read::<Option<String>>(next())?.unwrap_or_default();
+    let kind: String = link.read(next())?;
+    let (length, begins) = (next(), next());
+    let nonce = match kind.as_str() {
+        "string" | "none" => nonce(link.read(length)?, link.read(begins)?),
+        kind => format!("({kind})"),
+    };
     let info: String = link.read(next())?;
     let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or_default().trim().to_owned();
     Ok(Origin { nonce, run_id })
+}
+
+fn nonce(length: usize, begins: Vec<u8>) -> String {
+    match String::from_utf8(begins) {
+        Ok(text) if text.len() == length => text,
+        Ok(text) => format!("{length}:{text}"),
+        Err(error) => {
+            let bytes: String = error.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("{length}:{bytes}")
+        }
+    }
 }
 
 fn text(value: &Value) -> Option<String> {
