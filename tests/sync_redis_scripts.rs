@@ -233,6 +233,24 @@ fn counters_are_compared_before_they_are_set_and_a_lost_answer_does_no_harm() {
 }
 
 #[test]
+fn a_count_of_writes_that_is_none_begins_anew() {
+    block_on(async {
+        let bench = Bench::new().await;
+        bench.push(version(5, 1), &["x"], "").await;
+        let large = "9".repeat(1024 * 1024);
+        for (number, written) in ["abc", "", "1.5", "9223372036854775807", &large].into_iter().enumerate() {
+            bench.server.command::<()>(&["HSET", "tradepost:outcomes:a", "written", written]);
+            let renewal = bench.run(bench.scripts.renew("a", version(5, 1), LEASE)).await;
+            assert!(matches!(renewal, Told::Renewed(count) if count.len() <= 20));
+            let (acked, total) = (format!("{number}:0:0.0"), format!("{}:0:0.0", number + 1));
+            assert_eq!(bench.run(bench.scripts.observe("a", "observer", &acked, &total)).await, Told::Done);
+            let renewal = bench.run(bench.scripts.renew("a", version(5, 1), LEASE)).await;
+            assert_eq!(renewal, Told::Renewed(b"1".to_vec()), "after {} bytes", written.len());
+        }
+    });
+}
+
+#[test]
 fn only_ids_without_document_are_taken_out_of_a_set() {
     block_on(async {
         let bench = Bench::new().await;

@@ -103,7 +103,7 @@ redis.call('PEXPIRE', KEYS[1], ARGV[2])
 redis.call('PEXPIRE', KEYS[2], keep)
 redis.pcall('PEXPIRE', KEYS[3], keep)
 local written = redis.pcall('HGET', KEYS[3], 'written')
-return {'renewed', type(written) == 'string' and written or ''}
+return {'renewed', type(written) == 'string' and #written <= 20 and written or ''}
 "#;
 
 /// KEYS: outcomes, version. ARGV: observer, the counters acknowledged last, all counters, the least time to keep them,
@@ -113,7 +113,9 @@ local there = redis.call('HGET', KEYS[1], ARGV[1])
 if there and there ~= ARGV[2] and there ~= ARGV[3] then return {'other', there} end
 if there ~= ARGV[3] then
   redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
-  redis.call('HINCRBY', KEYS[1], 'written', 1)
+  -- What is no number there, or the highest one, was not written by us.
+  local counted = redis.pcall('HINCRBY', KEYS[1], 'written', 1)
+  if type(counted) == 'table' then redis.call('HSET', KEYS[1], 'written', 1) end
 end
 redis.call('PEXPIRE', KEYS[1], math.max(redis.call('PTTL', KEYS[2]), tonumber(ARGV[4])))
 redis.call('PUBLISH', ARGV[5], 'outcomes')
