@@ -13,10 +13,11 @@ use common::{agent_id, capability, money, registration};
 use node::{Node, wait};
 use serde_json::Value;
 use tempfile::TempDir;
+use tradepost::clock::{Clock, SystemClock};
 use tradepost::domain::ranking::SearchQuery;
-use tradepost::domain::{AgentPatch, JsonObject, Registration};
+use tradepost::domain::{AgentPatch, AgentVersion, JsonObject, NodeId, Registration};
 use tradepost::engine::replica::{Sink, SinkRequest, SinkState};
-use tradepost::{LeaseState, Location, Precondition};
+use tradepost::{LeaseState, Location, PageRequest, Precondition};
 
 fn discovers(node: &Node, id: &str) -> bool {
     let query = SearchQuery { capabilities: vec![capability("python")], ..SearchQuery::default() };
@@ -324,6 +325,32 @@ fn hostile_documents_and_entries_are_noted_and_nothing_of_them_is_taken() {
     for id in ["w", "x", "y", "z"] {
         assert!(a.profile(id).is_none(), "{id}");
     }
+}
+
+#[test]
+fn an_unreadable_document_of_a_newer_version_parks_the_agent_until_it_is_gone() {
+    let server = RedisServer::start();
+    let (a, b) = (Node::start(&server.url()), Node::start(&server.url()));
+    let in_a_while = SystemClock::default().now().after(Duration::from_secs(1_000));
+    let theirs = AgentVersion::begin(in_a_while, 0, NodeId::from_bytes([9; 16]));
+    let large = "x".repeat(2 * 1024 * 1024);
+    for (id, text) in [("damaged", "garbage"), ("large", &large)] {
+        server.command::<()>(&["SET", &format!("agent:{id}"), text]);
+        server.command::<()>(&["SET", &format!("tradepost:version:{id}"), &format!("{}+", theirs.to_wire())]);
+        server.command::<()>(&["SADD", "agents:all", id]);
+        a.register(id, 3_600);
+    }
+    wait("both parked", || a.status().parked == 2);
+    let page = a.engine.parked(Sink::Redis, PageRequest { limit: 10, cursor: None }).expect("the store can be read");
+    for entry in page.items {
+        assert!(entry.reason.contains("a newer version, whose document cannot be taken"), "{entry:?}");
+    }
+    for id in ["damaged", "large"] {
+        server.command::<()>(&["DEL", &format!("agent:{id}"), &format!("tradepost:version:{id}")]);
+    }
+    a.engine.sinks().request(Sink::Redis, SinkRequest::Retry);
+    wait("both at B", || discovers(&b, "damaged") && discovers(&b, "large"));
+    assert_eq!(a.status().parked, 0);
 }
 
 #[test]
