@@ -15,8 +15,10 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tradepost::clock::{Clock, SystemClock};
 use tradepost::domain::ranking::SearchQuery;
-use tradepost::domain::{AgentPatch, AgentVersion, JsonObject, NodeId, Registration};
+use tradepost::domain::version::{HIGHEST_TOLD, highest_believed};
+use tradepost::domain::{Agent, AgentPatch, AgentVersion, JsonObject, NodeId, Registration};
 use tradepost::engine::replica::{Sink, SinkRequest, SinkState};
+use tradepost::sync::redis::document;
 use tradepost::{LeaseState, Location, PageRequest, Precondition};
 
 fn discovers(node: &Node, id: &str) -> bool {
@@ -350,6 +352,38 @@ fn an_unreadable_document_of_a_newer_version_parks_the_agent_until_it_is_gone() 
     }
     a.engine.sinks().request(Sink::Redis, SinkRequest::Retry);
     wait("both at B", || discovers(&b, "damaged") && discovers(&b, "large"));
+    assert_eq!(a.status().parked, 0);
+}
+
+/// Tells of an agent of a node that is not there, as itself did.
+fn scribble(server: &RedisServer, a: &Node, id: &str, version: AgentVersion) {
+    let donor = a.profile("donor").expect("registered").agent;
+    let forged = Agent { agent_id: agent_id(id), version, ..donor };
+    server.command::<()>(&["SET", &format!("agent:{id}"), &document::write(&forged), "EX", "3600"]);
+    server.command::<()>(&["SET", &format!("tradepost:version:{id}"), &format!("{}+", version.to_wire())]);
+    server.command::<()>(&["SADD", "agents:all", id]);
+}
+
+#[test]
+fn no_version_from_elsewhere_keeps_an_agent_from_its_next_owner() {
+    let server = RedisServer::start();
+    let (a, b) = (Node::start(&server.url()), Node::start(&server.url()));
+    a.register("donor", 3_600);
+    a.register("mine", 3_600);
+    wait("the agents at B", || discovers(&b, "donor") && discovers(&b, "mine"));
+    a.settled();
+    let theirs = |epoch| AgentVersion { epoch, seq: HIGHEST_TOLD, node_id: NodeId::from_bytes([9; 16]) };
+    scribble(&server, &a, "highest", theirs(highest_believed(SystemClock::default().now())));
+    scribble(&server, &a, "beyond", theirs(HIGHEST_TOLD));
+    wait("the believed one", || discovers(&a, "highest") && discovers(&b, "highest"));
+    wait("a note", || a.status().notes.iter().any(|note| note.contains("ahead of this node's clock")));
+    scribble(&server, &a, "mine", theirs(HIGHEST_TOLD));
+    for id in ["highest", "beyond", "mine"] {
+        let profile = Registration { name: "back".into(), ..registration(id, &["python"]) };
+        assert!(a.engine.replace(profile, Precondition::default()).wait().expect("registered").value.local);
+        wait(&format!("{id} at B"), || b.profile(id).is_some_and(|seen| seen.agent.name == "back"));
+        assert!(a.profile(id).is_some_and(|seen| seen.local), "{id}");
+    }
     assert_eq!(a.status().parked, 0);
 }
 

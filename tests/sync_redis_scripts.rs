@@ -8,6 +8,7 @@ use std::time::Duration;
 use common::redis::RedisServer;
 use redis::Pipeline;
 use secrecy::SecretString;
+use tradepost::domain::version::HIGHEST_TOLD;
 use tradepost::domain::{AgentVersion, Capabilities, NodeId};
 use tradepost::sync::redis::link::{Answer, Link};
 use tradepost::sync::redis::scripts::Scripts;
@@ -125,6 +126,7 @@ fn a_push_follows_what_is_stored_there_be_it_an_older_clients_or_no_json() {
             format!("0{}+", ours.replacen('.', "", 1)),
             format!("{ours}*"),
             format!("{}+", version(u64::MAX, 1).to_wire()),
+            format!("{}+", version(HIGHEST_TOLD, 1).to_wire()),
             format!("{}-", AgentVersion { seq: u64::MAX, ..version(9, 1) }.to_wire()),
         ];
         for damaged in damaged {

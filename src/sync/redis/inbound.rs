@@ -34,7 +34,7 @@ const EXPIRY_RATE: f64 = 50_000.0;
 impl Redis {
     /// Reads what changed elsewhere. Returns how many agents were taken in, and whether there is more.
     pub(super) async fn pull(&mut self, session: &mut Session, now: Instant) -> Result<(u64, bool), Failure> {
-        let batch = stream::read(&session.link, session.cursor).await?;
+        let batch = stream::read(&session.link, session.cursor, self.clock.now()).await?;
         if batch.next.is_some() || now >= session.extent_due {
             session.extent_due = now + EXTENT_EVERY;
             // Asked after reading: what was cut off meanwhile only makes us look more often than needed.
@@ -84,7 +84,7 @@ impl Redis {
         if !removed.is_empty() {
             self.engine.drop_remote(removed).await.map_err(store_failure)?;
         }
-        let taken = self.intake.take(look(&session.link, &wanted, true).await?).await?;
+        let taken = self.intake.take(look(&session.link, &wanted, true, self.clock.now()).await?).await?;
         if taken.is_forked {
             self.fork(session).await?;
             return Ok((taken.agents, true));
@@ -205,7 +205,9 @@ impl Redis {
         }
         let ids: Vec<String> = ending.iter().map(|(id, _)| id.as_str().to_owned()).collect();
         let (mut renewed, mut wanted, mut gone) = (Vec::new(), Vec::new(), Vec::new());
-        for ((agent_id, version), found) in ending.into_iter().zip(look(&session.link, &ids, false).await?) {
+        for ((agent_id, version), found) in
+            ending.into_iter().zip(look(&session.link, &ids, false, self.clock.now()).await?)
+        {
             match (found.remaining, found.held) {
                 (None, _) => {
                     let deletion = found.deletion_of(version);
@@ -218,7 +220,7 @@ impl Redis {
             }
         }
         self.engine.renew_remote(&renewed);
-        let taken = self.intake.take(look(&session.link, &wanted, true).await?).await?;
+        let taken = self.intake.take(look(&session.link, &wanted, true, self.clock.now()).await?).await?;
         if taken.is_forked {
             self.fork(session).await?;
         }

@@ -13,7 +13,7 @@ use super::intake::{Intake, Taken, look};
 use super::keys::{self, HeldVersion};
 use super::link::{Answer, Link};
 use super::scripts::Scripts;
-use crate::domain::{AgentId, AgentVersion};
+use crate::domain::{AgentId, AgentVersion, Timestamp};
 use crate::engine::Engine;
 use crate::sync::state::Failure;
 
@@ -164,7 +164,7 @@ impl Scan {
     ) -> Result<Step, Failure> {
         let (next, ids) = members(link, keys::ALL, cursor).await?;
         let (mut gone, mut wanted, mut renewed) = (Vec::new(), Vec::new(), Vec::new());
-        for found in look(link, &ids, false).await? {
+        for found in look(link, &ids, false, intake.now()).await? {
             let Some(remaining) = found.remaining else {
                 if !self.is_ours(&AgentId::from_stored(&found.agent_id)) {
                     gone.push(found.agent_id);
@@ -184,7 +184,7 @@ impl Scan {
             self.seen.insert(found.agent_id);
         }
         engine.renew_remote(&renewed);
-        let taken = intake.take(look(link, &wanted, true).await?).await?;
+        let taken = intake.take(look(link, &wanted, true, intake.now()).await?).await?;
         unlist(link, scripts, keys::ALL, &gone).await?;
         self.found_gone |= !gone.is_empty();
         if next != 0 {
@@ -194,7 +194,7 @@ impl Scan {
         if self.thorough || self.found_gone {
             self.place = Place::Sets { cursor: 0 };
         }
-        let missing = self.missing(link, engine).await?;
+        let missing = self.missing(link, engine, intake.now()).await?;
         Ok(Step { taken, missing: Some(missing), lost: self.lost(engine) })
     }
 
@@ -210,12 +210,12 @@ impl Scan {
     }
 
     /// Remote agents that were not among the ids and have no document either.
-    async fn missing(&self, link: &Link, engine: &Engine) -> Result<Missing, Failure> {
+    async fn missing(&self, link: &Link, engine: &Engine, now: Timestamp) -> Result<Missing, Failure> {
         let unseen: Vec<(AgentId, AgentVersion)> =
             held_remotely(engine).filter(|(id, _)| !self.seen.contains(id.as_str())).collect();
         let ids: Vec<String> = unseen.iter().map(|(id, _)| id.as_str().to_owned()).collect();
         let mut missing = Missing::default();
-        for ((agent_id, version), found) in unseen.into_iter().zip(look(link, &ids, false).await?) {
+        for ((agent_id, version), found) in unseen.into_iter().zip(look(link, &ids, false, now).await?) {
             match found.deletion_of(version) {
                 _ if found.remaining.is_some() => {}
                 Some(deletion) => missing.deleted.push((agent_id, deletion)),

@@ -9,6 +9,8 @@ use std::time::Duration;
 use redis::{Cmd, Pipeline, Script};
 
 use super::keys;
+use crate::clock::{Clock, SystemClock};
+use crate::domain::version::highest_believed;
 use crate::domain::{AgentVersion, Capabilities};
 
 /// `v` if it is a version that a script of ours wrote. What passes here is read by every node: one key that was not
@@ -16,13 +18,14 @@ use crate::domain::{AgentVersion, Capabilities};
 ///
 /// And `document`, unless it is longer than any that is read: many such answers would break the connection.
 ///
-/// The highest numbers are those that [`AgentVersion::parse_wire`] reads.
+/// The highest sequence number is the one that [`AgentVersion::parse_wire`] reads. The last argument of every script that
+/// compares versions is the highest epoch that is believed, by the clock of the node that asks, as with all that it reads.
 const VERSION: &str = r#"
-local highest = '00253402300799999999'
+local highest, believed = '00253402300799999999', table.remove(ARGV)
 local function version(v)
   if v and #v == 75 and string.sub(v, 21, 21) == '.' and string.sub(v, 42, 42) == '.'
     and string.find(v, '^[0-9]+%.[0-9]+%.[0-9a-f]+[+-]$')
-    and string.sub(v, 1, 20) <= highest and string.sub(v, 22, 41) <= highest then return v end
+    and string.sub(v, 1, 20) <= believed and string.sub(v, 22, 41) <= highest then return v end
   return false
 end
 local function brief(document)
@@ -147,6 +150,7 @@ impl Source {
 
 /// The scripts of one program.
 pub struct Scripts {
+    clock: Box<dyn Clock>,
     push: Source,
     remove: Source,
     renew: Source,
@@ -157,6 +161,7 @@ pub struct Scripts {
 impl Default for Scripts {
     fn default() -> Self {
         Self {
+            clock: Box::new(SystemClock::default()),
             push: Source::new(&[VERSION, UNLIST, PUSH]),
             remove: Source::new(&[VERSION, UNLIST, REMOVE]),
             renew: Source::new(&[VERSION, RENEW]),
@@ -196,6 +201,7 @@ impl Scripts {
         for capability in capabilities.iter() {
             command.arg(capability.as_str());
         }
+        command.arg(self.believed());
         command
     }
 
@@ -204,7 +210,7 @@ impl Scripts {
         let mut command = evalsha(&self.remove, 5);
         agent_keys(&mut command, agent_id);
         command.arg(agent_id).arg(version.to_wire()).arg(millis(keep + keys::VERSION_OUTLIVES));
-        command.arg(keys::CHANGES_LENGTH);
+        command.arg(keys::CHANGES_LENGTH).arg(self.believed());
         command
     }
 
@@ -214,8 +220,12 @@ impl Scripts {
     pub fn renew(&self, agent_id: &str, version: AgentVersion, lease: Duration) -> Cmd {
         let mut command = evalsha(&self.renew, 3);
         command.arg(keys::document(agent_id)).arg(keys::version(agent_id)).arg(keys::outcomes(agent_id));
-        command.arg(version.to_wire()).arg(millis(lease)).arg(millis(keys::VERSION_OUTLIVES));
+        command.arg(version.to_wire()).arg(millis(lease)).arg(millis(keys::VERSION_OUTLIVES)).arg(self.believed());
         command
+    }
+
+    fn believed(&self) -> String {
+        format!("{:020}", highest_believed(self.clock.now()))
     }
 
     /// Stores an observer's counters if those are there that it last knew of, or none, or these. Answers `stored` or

@@ -10,7 +10,7 @@ use redis::{Pipeline, Value};
 
 use super::keys::{self, HeldVersion};
 use super::link::Link;
-use crate::domain::AgentVersion;
+use crate::domain::{AgentVersion, Timestamp};
 use crate::sync::state::Failure;
 
 /// How many bytes of a nonce are looked at; one of ours has fewer.
@@ -78,7 +78,7 @@ pub struct Batch {
 }
 
 /// Reads what lies above the cursor.
-pub async fn read(link: &Link, cursor: Position) -> Result<Batch, Failure> {
+pub async fn read(link: &Link, cursor: Position, now: Timestamp) -> Result<Batch, Failure> {
     let mut command = redis::cmd("XREAD");
     command.arg("COUNT").arg(BATCH).arg("STREAMS").arg(keys::CHANGES).arg(cursor.to_string());
     let reply: Option<StreamReadReply> = link.query(&command).await?;
@@ -88,7 +88,7 @@ pub async fn read(link: &Link, cursor: Position) -> Result<Batch, Failure> {
     // What somebody else added there, and what a later version of this program says, is passed over.
     let entries = ids.iter().filter_map(|entry| {
         let field = |name: &str| entry.map.get(name).and_then(text);
-        let version = AgentVersion::parse_wire(&field("version")?)?;
+        let version = AgentVersion::parse_wire(&field("version")?).filter(|version| version.is_believed_at(now))?;
         let held = match field("kind")?.as_str() {
             "put" => HeldVersion::Put(version),
             "removed" => HeldVersion::Removed(version),

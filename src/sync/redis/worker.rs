@@ -377,7 +377,9 @@ impl Destination for Redis {
             notes.push(LOST.to_owned());
         }
         if let (count, Some(last)) = &self.vanished {
-            notes.push(format!("{count} agents of this node vanished from Redis and were told again, the last one {last}"));
+            notes.push(format!(
+                "{count} agents of this node vanished from Redis and were told again, the last one {last}"
+            ));
         }
         let left_out = self.left_out.load(Ordering::Relaxed);
         if left_out > 0 {
