@@ -80,10 +80,10 @@ fn a_lease_ends_everywhere_with_its_heartbeats_and_not_before() {
 fn a_heartbeat_in_the_last_moment_of_a_lease_reaches_redis_in_time() {
     let server = RedisServer::start();
     let (a, b) = (Node::start(&server.url()), Node::start(&server.url()));
+    let mut last = Instant::now();
     a.register("late", 4);
     wait("the agent at B", || discovers(&b, "late"));
     let begun = Instant::now();
-    let mut last = Instant::now();
     while begun.elapsed() < Duration::from_secs(13) {
         if last.elapsed() > Duration::from_millis(3_400) {
             a.engine.heartbeat(&agent_id("late")).wait().expect("alive");
