@@ -114,9 +114,13 @@ impl Redis {
             }
             if let Some(missing) = step.missing {
                 session.unconfirmed.retain(|agent_id, _| !scan.has_seen(agent_id));
+                let is_whole = missing == Missing::default() && step.lost.is_empty();
+                if why == Why::Routine && !is_whole && !self.is_same_data(session, now).await? {
+                    return Ok(taken);
+                }
                 self.missing(session, why, missing).await?;
+                self.lost(session, step.lost);
             }
-            self.lost(session, step.lost);
             if session.scan.as_ref().is_some_and(Scan::is_done) {
                 session.scan = None;
                 let (nodes, agents) = session.fleet;
@@ -172,6 +176,14 @@ impl Redis {
         self.engine.drop_remote(gone).await.map_err(store_failure)
     }
 
+    /// Whether all is where it was read before. A Redis that has just lost everything must not be taken at its word.
+    async fn is_same_data(&mut self, session: &mut Session, now: Instant) -> Result<bool, Failure> {
+        let before = session.origin.clone();
+        session.origin_is_due(now);
+        self.check_origin(session, now).await?;
+        Ok(session.origin == before)
+    }
+
     /// Asks for the remote agents whose leases seem to end: nobody is told of renewals.
     pub(super) async fn ask_for_expiring(&mut self, session: &mut Session, now: Instant) -> Result<(), Failure> {
         // While a search after a break is under way, it asks for all of them.
@@ -196,11 +208,7 @@ impl Redis {
         if ending.is_empty() {
             return Ok(());
         }
-        // A Redis that has just lost everything must not be taken at its word.
-        let scanning_before = session.scan.as_ref().map(Scan::why);
-        session.origin_is_due(now);
-        self.check_origin(session, now).await?;
-        if session.scan.as_ref().map(Scan::why) != scanning_before {
+        if !self.is_same_data(session, now).await? {
             return Ok(());
         }
         let ids: Vec<String> = ending.iter().map(|(id, _)| id.as_str().to_owned()).collect();
