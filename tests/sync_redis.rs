@@ -13,10 +13,13 @@ use common::{agent_id, capability, money, registration};
 use node::{Node, wait};
 use serde_json::Value;
 use tempfile::TempDir;
+use tradepost::clock::{Clock, SystemClock};
 use tradepost::domain::ranking::SearchQuery;
-use tradepost::domain::{AgentPatch, JsonObject, Registration};
+use tradepost::domain::version::{HIGHEST_TOLD, highest_believed};
+use tradepost::domain::{Agent, AgentPatch, AgentVersion, JsonObject, NodeId, Registration};
 use tradepost::engine::replica::{Sink, SinkRequest, SinkState};
-use tradepost::{LeaseState, Location, Precondition};
+use tradepost::sync::redis::document;
+use tradepost::{LeaseState, Location, PageRequest, Precondition};
 
 fn discovers(node: &Node, id: &str) -> bool {
     let query = SearchQuery { capabilities: vec![capability("python")], ..SearchQuery::default() };
@@ -77,10 +80,10 @@ fn a_lease_ends_everywhere_with_its_heartbeats_and_not_before() {
 fn a_heartbeat_in_the_last_moment_of_a_lease_reaches_redis_in_time() {
     let server = RedisServer::start();
     let (a, b) = (Node::start(&server.url()), Node::start(&server.url()));
+    let mut last = Instant::now();
     a.register("late", 4);
     wait("the agent at B", || discovers(&b, "late"));
     let begun = Instant::now();
-    let mut last = Instant::now();
     while begun.elapsed() < Duration::from_secs(13) {
         if last.elapsed() > Duration::from_millis(3_400) {
             a.engine.heartbeat(&agent_id("late")).wait().expect("alive");
@@ -220,6 +223,28 @@ fn idle_nodes_refill_a_redis_that_was_emptied_or_replaced() {
 }
 
 #[test]
+fn a_document_or_an_index_entry_that_vanishes_is_told_again_without_a_write() {
+    let server = RedisServer::start();
+    let (a, b) = (Node::start(&server.url()), Node::start(&server.url()));
+    for id in ["deleted", "unlisted"] {
+        a.register(id, 3_600);
+        wait("the agent at B", || discovers(&b, id));
+    }
+    a.settled();
+    server.command::<()>(&["DEL", "agent:deleted"]);
+    server.command::<()>(&["SREM", "agents:all", "unlisted"]);
+    server.command::<()>(&["SREM", "agents:capabilities:python", "unlisted"]);
+    wait("the document", || exists(&server, "agent:deleted"));
+    for id in ["deleted", "unlisted"] {
+        for set in ["agents:all", "agents:capabilities:python"] {
+            wait(set, || is_member(&server, set, id));
+        }
+        wait("the agent at B", || discovers(&b, id));
+    }
+    wait("a note", || a.status().notes.iter().any(|note| note.contains("vanished")));
+}
+
+#[test]
 fn absence_is_not_death_while_redis_is_away_or_has_lost_everything() {
     let mut server = RedisServer::start();
     let (a, b) = (Node::start(&server.url()), Node::start(&server.url()));
@@ -302,6 +327,91 @@ fn hostile_documents_and_entries_are_noted_and_nothing_of_them_is_taken() {
     for id in ["w", "x", "y", "z"] {
         assert!(a.profile(id).is_none(), "{id}");
     }
+}
+
+#[test]
+fn an_unreadable_document_of_a_newer_version_parks_the_agent_until_it_is_gone() {
+    let server = RedisServer::start();
+    let (a, b) = (Node::start(&server.url()), Node::start(&server.url()));
+    let in_a_while = SystemClock::default().now().after(Duration::from_secs(1_000));
+    let theirs = AgentVersion::begin(in_a_while, 0, NodeId::from_bytes([9; 16]));
+    let large = "x".repeat(2 * 1024 * 1024);
+    for (id, text) in [("damaged", "garbage"), ("large", &large)] {
+        server.command::<()>(&["SET", &format!("agent:{id}"), text]);
+        server.command::<()>(&["SET", &format!("tradepost:version:{id}"), &format!("{}+", theirs.to_wire())]);
+        server.command::<()>(&["SADD", "agents:all", id]);
+        a.register(id, 3_600);
+    }
+    wait("both parked", || a.status().parked == 2);
+    let page = a.engine.parked(Sink::Redis, PageRequest { limit: 10, cursor: None }).expect("the store can be read");
+    for entry in page.items {
+        assert!(entry.reason.contains("a newer version, whose document cannot be taken"), "{entry:?}");
+    }
+    for id in ["damaged", "large"] {
+        server.command::<()>(&["DEL", &format!("agent:{id}"), &format!("tradepost:version:{id}")]);
+    }
+    a.engine.sinks().request(Sink::Redis, SinkRequest::Retry);
+    wait("both at B", || discovers(&b, "damaged") && discovers(&b, "large"));
+    assert_eq!(a.status().parked, 0);
+}
+
+/// Tells of an agent of a node that is not there, as itself did.
+fn scribble(server: &RedisServer, a: &Node, id: &str, version: AgentVersion) {
+    let donor = a.profile("donor").expect("registered").agent;
+    let forged = Agent { agent_id: agent_id(id), version, ..donor };
+    server.command::<()>(&["SET", &format!("agent:{id}"), &document::write(&forged), "EX", "3600"]);
+    server.command::<()>(&["SET", &format!("tradepost:version:{id}"), &format!("{}+", version.to_wire())]);
+    server.command::<()>(&["SADD", "agents:all", id]);
+}
+
+#[test]
+fn no_version_from_elsewhere_keeps_an_agent_from_its_next_owner() {
+    let server = RedisServer::start();
+    let (a, b) = (Node::start(&server.url()), Node::start(&server.url()));
+    a.register("donor", 3_600);
+    a.register("mine", 3_600);
+    wait("the agents at B", || discovers(&b, "donor") && discovers(&b, "mine"));
+    a.settled();
+    let theirs = |epoch| AgentVersion { epoch, seq: HIGHEST_TOLD, node_id: NodeId::from_bytes([9; 16]) };
+    scribble(&server, &a, "highest", theirs(highest_believed(SystemClock::default().now())));
+    scribble(&server, &a, "beyond", theirs(HIGHEST_TOLD));
+    wait("the believed one", || discovers(&a, "highest") && discovers(&b, "highest"));
+    wait("a note", || a.status().notes.iter().any(|note| note.contains("ahead of this node's clock")));
+    scribble(&server, &a, "mine", theirs(HIGHEST_TOLD));
+    for id in ["highest", "beyond", "mine"] {
+        let profile = Registration { name: "back".into(), ..registration(id, &["python"]) };
+        assert!(a.engine.replace(profile, Precondition::default()).wait().expect("registered").value.local);
+        wait(&format!("{id} at B"), || b.profile(id).is_some_and(|seen| seen.agent.name == "back"));
+        assert!(a.profile(id).is_some_and(|seen| seen.local), "{id}");
+    }
+    assert_eq!(a.status().parked, 0);
+}
+
+#[test]
+fn whatever_lies_in_the_place_of_the_nonce_stops_nobody() {
+    let server = RedisServer::start();
+    let a = Node::start(&server.url());
+    a.settled();
+    let large = "x".repeat(8 * 1024 * 1024);
+    let scribbles: [&[&str]; 4] = [
+        &["EVAL", r"return redis.call('SET', KEYS[1], '\255\254')", "1", "tradepost:epoch"],
+        &["SET", "tradepost:epoch", &large],
+        &["SET", "tradepost:epoch", ""],
+        &["LPUSH", "tradepost:epoch", "x"],
+    ];
+    for (number, scribble) in scribbles.into_iter().enumerate() {
+        let id = format!("after{number}");
+        server.command::<()>(&["DEL", "tradepost:epoch"]);
+        server.command::<redis::Value>(scribble);
+        let b = Node::start(&server.url());
+        a.register(&id, 3_600);
+        wait(&format!("the agent at B after {:?}", scribble[0]), || discovers(&b, &id));
+        b.register(&format!("{id}b"), 3_600);
+        wait("the other agent at A", || discovers(&a, &format!("{id}b")));
+        b.waits_for_state(SinkState::Live);
+    }
+    wait("A to notice", || a.status().notes.iter().any(|note| note.contains("replaced")));
+    a.waits_for_state(SinkState::Live);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use common::redis::RedisServer;
 use redis::Pipeline;
 use secrecy::SecretString;
+use tradepost::domain::version::HIGHEST_TOLD;
 use tradepost::domain::{AgentVersion, Capabilities, NodeId};
 use tradepost::sync::redis::link::{Answer, Link};
 use tradepost::sync::redis::scripts::Scripts;
@@ -125,6 +126,7 @@ fn a_push_follows_what_is_stored_there_be_it_an_older_clients_or_no_json() {
             format!("0{}+", ours.replacen('.', "", 1)),
             format!("{ours}*"),
             format!("{}+", version(u64::MAX, 1).to_wire()),
+            format!("{}+", version(HIGHEST_TOLD, 1).to_wire()),
             format!("{}-", AgentVersion { seq: u64::MAX, ..version(9, 1) }.to_wire()),
         ];
         for damaged in damaged {
@@ -229,6 +231,24 @@ fn counters_are_compared_before_they_are_set_and_a_lost_answer_does_no_harm() {
         bench.server.command::<()>(&["DEL", "tradepost:outcomes:a"]);
         assert_eq!(bench.run(observe("2:0:2.0", "3:0:3.0")).await, Told::Done, "Redis lost it");
         assert!(bench.pttl("tradepost:outcomes:a") > 2_591_000_000);
+    });
+}
+
+#[test]
+fn a_count_of_writes_that_is_none_begins_anew() {
+    block_on(async {
+        let bench = Bench::new().await;
+        bench.push(version(5, 1), &["x"], "").await;
+        let large = "9".repeat(1024 * 1024);
+        for (number, written) in ["abc", "", "1.5", "9223372036854775807", &large].into_iter().enumerate() {
+            bench.server.command::<()>(&["HSET", "tradepost:outcomes:a", "written", written]);
+            let renewal = bench.run(bench.scripts.renew("a", version(5, 1), LEASE)).await;
+            assert!(matches!(renewal, Told::Renewed(count) if count.len() <= 20));
+            let (acked, total) = (format!("{number}:0:0.0"), format!("{}:0:0.0", number + 1));
+            assert_eq!(bench.run(bench.scripts.observe("a", "observer", &acked, &total)).await, Told::Done);
+            let renewal = bench.run(bench.scripts.renew("a", version(5, 1), LEASE)).await;
+            assert_eq!(renewal, Told::Renewed(b"1".to_vec()), "after {} bytes", written.len());
+        }
     });
 }
 

@@ -2,6 +2,9 @@
 //!
 //! A registration begins a new *epoch* above every epoch that its node knew for the id, so the newest registration wins
 //! and an agent that moves to another host takes its id along. Within an epoch `seq` counts what its owner published.
+//!
+//! An epoch from elsewhere is believed up to a year ahead of this node's clock. No fixed bound would do: above the highest
+//! epoch that is believed an owner could not register, while that of a moment later is believed a moment later.
 
 use std::fmt;
 
@@ -23,16 +26,33 @@ pub struct AgentVersion {
 
 /// The digits of a `u64` in decimal, so that texts compare as numbers do.
 const DIGITS: usize = 20;
-/// The highest epoch, and the highest sequence number, that is believed from elsewhere: the last microsecond of the year
-/// 9999. A version at the very top of its range could never be exceeded, and would take its agent away for ever.
+/// The highest epoch, and the highest sequence number, that is read at all: the last microsecond of the year 9999.
 pub const HIGHEST_TOLD: u64 = 253_402_300_799_999_999;
+const DAY_MICROS: u64 = 24 * 3_600 * 1_000_000;
+const YEAR_MICROS: u64 = 365 * DAY_MICROS;
+
+/// The highest epoch from elsewhere that is believed at a time.
+pub fn highest_believed(now: Timestamp) -> u64 {
+    micros(now).saturating_add(YEAR_MICROS).min(HIGHEST_TOLD)
+}
+
+fn micros(time: Timestamp) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(0)
+}
 
 impl AgentVersion {
     /// The version of a registration at `now`, above every epoch known for the id. A clock that is ahead can win once
-    /// with this, not for ever: the next registration goes beyond it.
+    /// with this, not for ever: the next registration goes beyond it. Of a clock that was further ahead than anybody
+    /// believes, by more than this one may have been set back since, nothing is kept.
     pub fn begin(now: Timestamp, last_epoch: u64, node_id: NodeId) -> Self {
-        let now = u64::try_from(now.as_micros()).unwrap_or(0);
-        Self { epoch: now.max(last_epoch.saturating_add(1)), seq: 1, node_id }
+        let is_kept = last_epoch <= highest_believed(now).saturating_add(DAY_MICROS);
+        let above = if is_kept { last_epoch.saturating_add(1) } else { 1 };
+        Self { epoch: micros(now).max(above), seq: 1, node_id }
+    }
+
+    /// Whether a version from elsewhere counts; one that does not is as good as none.
+    pub fn is_believed_at(self, now: Timestamp) -> bool {
+        self.epoch <= highest_believed(now)
     }
 
     /// The version of the next change that the same owner publishes.
@@ -55,8 +75,8 @@ impl AgentVersion {
         let mut parts = text.split('.');
         let (epoch, seq, node) = (parts.next()?, parts.next()?, parts.next()?);
         let version = Self { epoch: number(epoch)?, seq: number(seq)?, node_id: NodeId::parse(node)? };
-        let is_believed = version.epoch <= HIGHEST_TOLD && version.seq <= HIGHEST_TOLD;
-        (is_believed && version.to_wire() == text).then_some(version)
+        let is_in_range = version.epoch <= HIGHEST_TOLD && version.seq <= HIGHEST_TOLD;
+        (is_in_range && version.to_wire() == text).then_some(version)
     }
 }
 
@@ -113,5 +133,19 @@ mod tests {
         let next = AgentVersion::begin(Timestamp::from_micros(50), far.epoch, node);
         assert_eq!((far.epoch, next.epoch), (9_000, 9_001));
         assert_eq!(AgentVersion::begin(Timestamp::from_micros(-1), 0, node).epoch, 1);
+    }
+
+    #[test]
+    fn above_whatever_is_believed_a_registration_begins_that_is_believed_a_moment_later() {
+        let at = |micros: u64| Timestamp::from_micros(i64::try_from(micros).unwrap());
+        let now = 1_800_000_000_000_000;
+        let highest = version(highest_believed(at(now)), HIGHEST_TOLD, 9);
+        assert!(highest.is_believed_at(at(now)) && !version(highest.epoch + 1, 1, 1).is_believed_at(at(now)));
+        let next = AgentVersion::begin(at(now), highest.epoch, NodeId::from_bytes([1; 16]));
+        assert!(next > highest && next.is_believed_at(at(now + 1)));
+        let set_back = AgentVersion::begin(at(now - DAY_MICROS), highest.epoch, NodeId::from_bytes([1; 16]));
+        assert_eq!(set_back, next);
+        let of_a_wrong_clock = 2 * now;
+        assert_eq!(AgentVersion::begin(at(now), of_a_wrong_clock, NodeId::from_bytes([1; 16])).epoch, now);
     }
 }

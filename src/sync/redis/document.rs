@@ -306,6 +306,9 @@ impl Parts<'_> {
         let version = AgentVersion::parse_wire(&extra.version)
             .filter(|version| version.node_id == extra.node_id && version.node_id != NodeId::NIL)
             .ok_or_else(|| Unreadable::Value("tradepost.version is not a version of its node".into()))?;
+        if !version.is_believed_at(sighting.now) {
+            return Err(Unreadable::Value("tradepost.version lies a year ahead of this node's clock, or more".into()));
+        }
         if extra.baseline.len() > MAX_OBSERVERS {
             return Err(Unreadable::Value(format!("tradepost.baseline holds more than {MAX_OBSERVERS} observers")));
         }

@@ -34,7 +34,7 @@ const EXPIRY_RATE: f64 = 50_000.0;
 impl Redis {
     /// Reads what changed elsewhere. Returns how many agents were taken in, and whether there is more.
     pub(super) async fn pull(&mut self, session: &mut Session, now: Instant) -> Result<(u64, bool), Failure> {
-        let batch = stream::read(&session.link, session.cursor).await?;
+        let batch = stream::read(&session.link, session.cursor, self.clock.now()).await?;
         if batch.next.is_some() || now >= session.extent_due {
             session.extent_due = now + EXTENT_EVERY;
             // Asked after reading: what was cut off meanwhile only makes us look more often than needed.
@@ -84,7 +84,7 @@ impl Redis {
         if !removed.is_empty() {
             self.engine.drop_remote(removed).await.map_err(store_failure)?;
         }
-        let taken = self.intake.take(look(&session.link, &wanted, true).await?).await?;
+        let taken = self.intake.take(look(&session.link, &wanted, true, self.clock.now()).await?).await?;
         if taken.is_forked {
             self.fork(session).await?;
             return Ok((taken.agents, true));
@@ -114,7 +114,12 @@ impl Redis {
             }
             if let Some(missing) = step.missing {
                 session.unconfirmed.retain(|agent_id, _| !scan.has_seen(agent_id));
+                let is_whole = missing == Missing::default() && step.lost.is_empty();
+                if why == Why::Routine && !is_whole && !self.is_same_data(session, now).await? {
+                    return Ok(taken);
+                }
                 self.missing(session, why, missing).await?;
+                self.lost(session, step.lost);
             }
             if session.scan.as_ref().is_some_and(Scan::is_done) {
                 session.scan = None;
@@ -150,12 +155,33 @@ impl Redis {
         Ok(())
     }
 
+    /// Agents that live here have no document, or are not in the index. What is still to be pushed is not there yet, and
+    /// what is parked was refused.
+    fn lost(&mut self, session: &mut Session, mut lost: Vec<AgentId>) {
+        if session.state.acked_change_seq < self.engine.commits().borrow().change_seq {
+            return;
+        }
+        lost.retain(|agent_id| !session.parked.contains(agent_id));
+        let Some(last) = lost.last() else { return };
+        tracing::warn!(agents = lost.len(), last = %last, "agents of this node vanished from Redis; they are told again");
+        self.vanished = (self.vanished.0 + lost.len(), Some(last.clone()));
+        self.tell_again(session, lost);
+    }
+
     async fn gone(&mut self, gone: Vec<(AgentId, AgentVersion)>) -> Result<(), Failure> {
         if gone.is_empty() {
             return Ok(());
         }
         gone.iter().for_each(|(agent_id, _)| self.intake.forget(agent_id));
         self.engine.drop_remote(gone).await.map_err(store_failure)
+    }
+
+    /// Whether all is where it was read before. A Redis that has just lost everything must not be taken at its word.
+    async fn is_same_data(&mut self, session: &mut Session, now: Instant) -> Result<bool, Failure> {
+        let before = session.origin.clone();
+        session.origin_is_due(now);
+        self.check_origin(session, now).await?;
+        Ok(session.origin == before)
     }
 
     /// Asks for the remote agents whose leases seem to end: nobody is told of renewals.
@@ -182,16 +208,14 @@ impl Redis {
         if ending.is_empty() {
             return Ok(());
         }
-        // A Redis that has just lost everything must not be taken at its word.
-        let scanning_before = session.scan.as_ref().map(Scan::why);
-        session.origin_is_due(now);
-        self.check_origin(session, now).await?;
-        if session.scan.as_ref().map(Scan::why) != scanning_before {
+        if !self.is_same_data(session, now).await? {
             return Ok(());
         }
         let ids: Vec<String> = ending.iter().map(|(id, _)| id.as_str().to_owned()).collect();
         let (mut renewed, mut wanted, mut gone) = (Vec::new(), Vec::new(), Vec::new());
-        for ((agent_id, version), found) in ending.into_iter().zip(look(&session.link, &ids, false).await?) {
+        for ((agent_id, version), found) in
+            ending.into_iter().zip(look(&session.link, &ids, false, self.clock.now()).await?)
+        {
             match (found.remaining, found.held) {
                 (None, _) => {
                     let deletion = found.deletion_of(version);
@@ -204,7 +228,7 @@ impl Redis {
             }
         }
         self.engine.renew_remote(&renewed);
-        let taken = self.intake.take(look(&session.link, &wanted, true).await?).await?;
+        let taken = self.intake.take(look(&session.link, &wanted, true, self.clock.now()).await?).await?;
         if taken.is_forked {
             self.fork(session).await?;
         }

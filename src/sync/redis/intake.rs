@@ -16,7 +16,7 @@ use super::link::Link;
 use super::push;
 use super::told::{Theirs, remaining_of};
 use crate::clock::Clock;
-use crate::domain::{Agent, AgentId, AgentVersion, NodeId};
+use crate::domain::{Agent, AgentId, AgentVersion, NodeId, Timestamp};
 use crate::engine::replica::{AgentChange, RemoteAgent};
 use crate::engine::{Engine, Error, LeaseState};
 use crate::sync::state::{Failure, FailureClass};
@@ -61,8 +61,8 @@ pub struct Taken {
     pub is_forked: bool,
 }
 
-/// Asks for documents and versions.
-pub async fn look(link: &Link, agent_ids: &[String], documents: bool) -> Result<Vec<Found>, Failure> {
+/// Asks for documents and versions. A version that is not believed `now` is none.
+pub async fn look(link: &Link, agent_ids: &[String], documents: bool, now: Timestamp) -> Result<Vec<Found>, Failure> {
     let mut found = Vec::with_capacity(agent_ids.len());
     for ids in agent_ids.chunks(PAGE) {
         let mut texts = if documents { texts(link, ids).await? } else { vec![None; ids.len()] };
@@ -75,11 +75,11 @@ pub async fn look(link: &Link, agent_ids: &[String], documents: bool) -> Result<
         let mut answers = link.values(&pipeline).await?.into_iter();
         let mut next = || answers.next().unwrap_or_default();
         for (index, id) in ids.iter().enumerate() {
-            let version = bytes_of(next());
+            let held = bytes_of(next()).as_deref().and_then(HeldVersion::parse);
             let pttl: i64 = link.read(next())?;
             found.push(Found {
                 agent_id: id.clone(),
-                held: version.as_deref().and_then(HeldVersion::parse),
+                held: held.filter(|held| held.version().is_believed_at(now)),
                 document: texts.get_mut(index).and_then(Option::take),
                 remaining: (pttl != -2).then(|| remaining_of(pttl)),
             });
@@ -136,6 +136,11 @@ impl Intake {
     /// Nothing came in yet.
     pub fn new(engine: Engine, clock: Arc<dyn Clock>) -> Self {
         Self { engine, clock, strangers: HashMap::new(), unreadable: BTreeMap::new(), superseded: (0, None) }
+    }
+
+    /// The time by which it judges.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
     }
 
     /// Takes in what was found.
@@ -293,7 +298,6 @@ pub fn store_failure(error: Error) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::Timestamp;
     use crate::{Location, Options};
 
     /// A clock that stands where it was put.

@@ -11,7 +11,7 @@ use futures_util::{StreamExt, stream};
 use redis::Pipeline;
 use tokio::time::Instant;
 
-use super::document::{self, Sighting};
+use super::document::{self, Sighting, Unreadable};
 use super::intake::{Taken, store_failure};
 use super::keys::{self, HeldVersion};
 use super::outcomes;
@@ -118,6 +118,10 @@ impl Redis {
                     }
                 }
                 Told::Newer(theirs) => {
+                    if let Some(error) = self.unreadable(change, &theirs) {
+                        let reason = format!("Redis holds a newer version, whose document cannot be taken: {error}");
+                        refused.push(self.refusal(agent_id, "UNREADABLE".to_owned(), reason));
+                    }
                     if self.newer(change, theirs).await?.is_forked {
                         self.fork(session).await?;
                         return Ok(done);
@@ -131,13 +135,7 @@ impl Redis {
                     push::over(&session.link, &self.scripts, change).await?;
                     done += 1;
                 }
-                Told::Refused { code, reason } => refused.push(ParkedEntry {
-                    key: ParkedKey::Agent(agent_id.clone()),
-                    reason,
-                    code,
-                    parked_at: self.clock.now(),
-                    attempts: 1,
-                }),
+                Told::Refused { code, reason } => refused.push(self.refusal(agent_id, code, reason)),
                 Told::Missing | Told::Renewed(_) | Told::Other => {}
             }
         }
@@ -154,6 +152,25 @@ impl Redis {
             self.engine.park(Sink::Redis, refused).await.map_err(store_failure)?;
         }
         Ok(done)
+    }
+
+    fn refusal(&self, agent_id: &AgentId, code: String, reason: String) -> ParkedEntry {
+        let key = ParkedKey::Agent(agent_id.clone());
+        ParkedEntry { key, reason, code, parked_at: self.clock.now(), attempts: 1 }
+    }
+
+    /// Why the document that stands above an agent of ours is not taken, if it is not. Ours is parked then: registering
+    /// above it would take the agent from an owner that may yet mend its document, or that is a later program.
+    fn unreadable(&self, change: &AgentChange, theirs: &Theirs) -> Option<Unreadable> {
+        let AgentChange::Put { agent, .. } = change else { return None };
+        match theirs.document.as_deref() {
+            Some(text) => document::read(agent.agent_id.as_str(), text, self.sighting(theirs)).err(),
+            None => (!theirs.remaining.is_zero()).then_some(Unreadable::TooLong),
+        }
+    }
+
+    fn sighting(&self, theirs: &Theirs) -> Sighting {
+        Sighting { now: self.clock.now(), remaining: theirs.remaining, deletion: None }
     }
 
     /// A newer version is there than the one we told: ours is another's now, or another file goes by our id.
@@ -184,8 +201,7 @@ impl Redis {
     /// damaged beyond reading.
     fn is_same(&self, change: &AgentChange, theirs: &Theirs) -> bool {
         let (AgentChange::Put { agent, .. }, Some(text)) = (change, theirs.document.as_deref()) else { return true };
-        let sighting = Sighting { now: self.clock.now(), remaining: theirs.remaining, deletion: None };
-        document::read(agent.agent_id.as_str(), text, sighting).map_or(true, |there| {
+        document::read(agent.agent_id.as_str(), text, self.sighting(theirs)).map_or(true, |there| {
             let (expires_at, expired, claimed) = (agent.expires_at, agent.expired, agent.claimed);
             Agent { expires_at, expired, claimed, ..there } == **agent
         })
@@ -236,22 +252,31 @@ impl Redis {
                 }
                 Told::Newer(theirs) if theirs.document.is_some() && !self.is_own(&theirs) => {
                     self.intake.take_theirs(agent_id, theirs).await?;
+                    // Not taken, it stands in the way of ours.
+                    if self.engine.is_local(agent_id) {
+                        missing.push(agent_id.clone());
+                    }
                 }
                 // The next push finds out the rest.
                 Told::Missing | Told::Newer(_) => missing.push(agent_id.clone()),
                 _ => {}
             }
         }
-        if missing.len() >= MANY_MISSING {
-            session.state.acked_change_seq = 0;
-            session.unsaved = true;
-        } else {
-            missing.into_iter().for_each(|agent_id| self.engine.touch(agent_id));
-        }
+        self.tell_again(session, missing);
         let agents: Vec<AgentId> = written.iter().map(|(agent_id, _)| agent_id.clone()).collect();
         self.fold_of(session, &agents).await?;
         session.written.extend(written);
         Ok(())
+    }
+
+    /// Has agents pushed once more that Redis does not hold as it was told them.
+    pub(super) fn tell_again(&self, session: &mut Session, agents: Vec<AgentId>) {
+        if agents.len() >= MANY_MISSING {
+            session.state.acked_change_seq = 0;
+            session.unsaved = true;
+        } else {
+            agents.into_iter().for_each(|agent_id| self.engine.touch(agent_id));
+        }
     }
 
     fn is_own(&self, theirs: &Theirs) -> bool {

@@ -2,7 +2,8 @@
 //!
 //! After a break in the stream this is how everything is found again; without one it finds, seldom, what older clients
 //! wrote and what vanished. Each page is taken in before the next step of the stream, whose entries are thus always the
-//! later word. Ids without a document are taken out of the index sets on the way.
+//! later word. Ids without a document are taken out of the index sets on the way, but for those that live here: whatever
+//! took their documents away, or their ids out of the set, they are to be told again.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,7 +13,7 @@ use super::intake::{Intake, Taken, look};
 use super::keys::{self, HeldVersion};
 use super::link::{Answer, Link};
 use super::scripts::Scripts;
-use crate::domain::{AgentId, AgentVersion};
+use crate::domain::{AgentId, AgentVersion, Timestamp};
 use crate::engine::Engine;
 use crate::sync::state::Failure;
 
@@ -74,6 +75,8 @@ pub struct Step {
     pub taken: Taken,
     /// Remote agents that have no document, when all ids have been looked through.
     pub missing: Option<Missing>,
+    /// Agents that live here and are not among the ids with a document, when all ids have been looked through.
+    pub lost: Vec<AgentId>,
 }
 
 /// Remote agents that have no document.
@@ -161,9 +164,11 @@ impl Scan {
     ) -> Result<Step, Failure> {
         let (next, ids) = members(link, keys::ALL, cursor).await?;
         let (mut gone, mut wanted, mut renewed) = (Vec::new(), Vec::new(), Vec::new());
-        for found in look(link, &ids, false).await? {
+        for found in look(link, &ids, false, intake.now()).await? {
             let Some(remaining) = found.remaining else {
-                gone.push(found.agent_id);
+                if !self.is_ours(&AgentId::from_stored(&found.agent_id)) {
+                    gone.push(found.agent_id);
+                }
                 continue;
             };
             let id = AgentId::from_stored(&found.agent_id);
@@ -179,27 +184,38 @@ impl Scan {
             self.seen.insert(found.agent_id);
         }
         engine.renew_remote(&renewed);
-        let taken = intake.take(look(link, &wanted, true).await?).await?;
+        let taken = intake.take(look(link, &wanted, true, intake.now()).await?).await?;
         unlist(link, scripts, keys::ALL, &gone).await?;
         self.found_gone |= !gone.is_empty();
         if next != 0 {
             self.place = Place::Ids { cursor: next };
-            return Ok(Step { taken, missing: None });
+            return Ok(Step { taken, ..Step::default() });
         }
         if self.thorough || self.found_gone {
             self.place = Place::Sets { cursor: 0 };
         }
-        let missing = self.missing(link, engine).await?;
-        Ok(Step { taken, missing: Some(missing) })
+        let missing = self.missing(link, engine, intake.now()).await?;
+        Ok(Step { taken, missing: Some(missing), lost: self.lost(engine) })
+    }
+
+    /// Whether an agent lived here when the search began.
+    fn is_ours(&self, agent_id: &AgentId) -> bool {
+        matches!(self.held.get(agent_id), Some(Held::Local(_)))
+    }
+
+    /// Agents that lived here all the time and were not found.
+    fn lost(&self, engine: &Engine) -> Vec<AgentId> {
+        let local = engine.local_leases().into_iter().map(|lease| lease.agent_id);
+        local.filter(|agent_id| self.is_ours(agent_id) && !self.has_seen(agent_id)).collect()
     }
 
     /// Remote agents that were not among the ids and have no document either.
-    async fn missing(&self, link: &Link, engine: &Engine) -> Result<Missing, Failure> {
+    async fn missing(&self, link: &Link, engine: &Engine, now: Timestamp) -> Result<Missing, Failure> {
         let unseen: Vec<(AgentId, AgentVersion)> =
             held_remotely(engine).filter(|(id, _)| !self.seen.contains(id.as_str())).collect();
         let ids: Vec<String> = unseen.iter().map(|(id, _)| id.as_str().to_owned()).collect();
         let mut missing = Missing::default();
-        for ((agent_id, version), found) in unseen.into_iter().zip(look(link, &ids, false).await?) {
+        for ((agent_id, version), found) in unseen.into_iter().zip(look(link, &ids, false, now).await?) {
             match found.deletion_of(version) {
                 _ if found.remaining.is_some() => {}
                 Some(deletion) => missing.deleted.push((agent_id, deletion)),

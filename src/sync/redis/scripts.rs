@@ -9,6 +9,8 @@ use std::time::Duration;
 use redis::{Cmd, Pipeline, Script};
 
 use super::keys;
+use crate::clock::{Clock, SystemClock};
+use crate::domain::version::highest_believed;
 use crate::domain::{AgentVersion, Capabilities};
 
 /// `v` if it is a version that a script of ours wrote. What passes here is read by every node: one key that was not
@@ -16,13 +18,14 @@ use crate::domain::{AgentVersion, Capabilities};
 ///
 /// And `document`, unless it is longer than any that is read: many such answers would break the connection.
 ///
-/// The highest numbers are those that [`AgentVersion::parse_wire`] reads.
+/// The highest sequence number is the one that [`AgentVersion::parse_wire`] reads. The last argument of every script that
+/// compares versions is the highest epoch that is believed, by the clock of the node that asks, as with all that it reads.
 const VERSION: &str = r#"
-local highest = '00253402300799999999'
+local highest, believed = '00253402300799999999', table.remove(ARGV)
 local function version(v)
   if v and #v == 75 and string.sub(v, 21, 21) == '.' and string.sub(v, 42, 42) == '.'
     and string.find(v, '^[0-9]+%.[0-9]+%.[0-9a-f]+[+-]$')
-    and string.sub(v, 1, 20) <= highest and string.sub(v, 22, 41) <= highest then return v end
+    and string.sub(v, 1, 20) <= believed and string.sub(v, 22, 41) <= highest then return v end
   return false
 end
 local function brief(document)
@@ -103,7 +106,7 @@ redis.call('PEXPIRE', KEYS[1], ARGV[2])
 redis.call('PEXPIRE', KEYS[2], keep)
 redis.pcall('PEXPIRE', KEYS[3], keep)
 local written = redis.pcall('HGET', KEYS[3], 'written')
-return {'renewed', type(written) == 'string' and written or ''}
+return {'renewed', type(written) == 'string' and #written <= 20 and written or ''}
 "#;
 
 /// KEYS: outcomes, version. ARGV: observer, the counters acknowledged last, all counters, the least time to keep them,
@@ -113,7 +116,9 @@ local there = redis.call('HGET', KEYS[1], ARGV[1])
 if there and there ~= ARGV[2] and there ~= ARGV[3] then return {'other', there} end
 if there ~= ARGV[3] then
   redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
-  redis.call('HINCRBY', KEYS[1], 'written', 1)
+  -- What is no number there, or the highest one, was not written by us.
+  local counted = redis.pcall('HINCRBY', KEYS[1], 'written', 1)
+  if type(counted) == 'table' then redis.call('HSET', KEYS[1], 'written', 1) end
 end
 redis.call('PEXPIRE', KEYS[1], math.max(redis.call('PTTL', KEYS[2]), tonumber(ARGV[4])))
 redis.call('PUBLISH', ARGV[5], 'outcomes')
@@ -145,6 +150,7 @@ impl Source {
 
 /// The scripts of one program.
 pub struct Scripts {
+    clock: Box<dyn Clock>,
     push: Source,
     remove: Source,
     renew: Source,
@@ -155,6 +161,7 @@ pub struct Scripts {
 impl Default for Scripts {
     fn default() -> Self {
         Self {
+            clock: Box::new(SystemClock::default()),
             push: Source::new(&[VERSION, UNLIST, PUSH]),
             remove: Source::new(&[VERSION, UNLIST, REMOVE]),
             renew: Source::new(&[VERSION, RENEW]),
@@ -194,6 +201,7 @@ impl Scripts {
         for capability in capabilities.iter() {
             command.arg(capability.as_str());
         }
+        command.arg(self.believed());
         command
     }
 
@@ -202,7 +210,7 @@ impl Scripts {
         let mut command = evalsha(&self.remove, 5);
         agent_keys(&mut command, agent_id);
         command.arg(agent_id).arg(version.to_wire()).arg(millis(keep + keys::VERSION_OUTLIVES));
-        command.arg(keys::CHANGES_LENGTH);
+        command.arg(keys::CHANGES_LENGTH).arg(self.believed());
         command
     }
 
@@ -212,8 +220,12 @@ impl Scripts {
     pub fn renew(&self, agent_id: &str, version: AgentVersion, lease: Duration) -> Cmd {
         let mut command = evalsha(&self.renew, 3);
         command.arg(keys::document(agent_id)).arg(keys::version(agent_id)).arg(keys::outcomes(agent_id));
-        command.arg(version.to_wire()).arg(millis(lease)).arg(millis(keys::VERSION_OUTLIVES));
+        command.arg(version.to_wire()).arg(millis(lease)).arg(millis(keys::VERSION_OUTLIVES)).arg(self.believed());
         command
+    }
+
+    fn believed(&self) -> String {
+        format!("{:020}", highest_believed(self.clock.now()))
     }
 
     /// Stores an observer's counters if those are there that it last knew of, or none, or these. Answers `stored` or

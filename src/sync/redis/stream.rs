@@ -10,9 +10,11 @@ use redis::{Pipeline, Value};
 
 use super::keys::{self, HeldVersion};
 use super::link::Link;
-use crate::domain::AgentVersion;
+use crate::domain::{AgentVersion, Timestamp};
 use crate::sync::state::Failure;
 
+/// How many bytes of a nonce are looked at; one of ours has fewer.
+const NONCE_BYTES: usize = 64;
 /// How many entries are read at once.
 pub const BATCH: usize = 1_000;
 
@@ -76,7 +78,7 @@ pub struct Batch {
 }
 
 /// Reads what lies above the cursor.
-pub async fn read(link: &Link, cursor: Position) -> Result<Batch, Failure> {
+pub async fn read(link: &Link, cursor: Position, now: Timestamp) -> Result<Batch, Failure> {
     let mut command = redis::cmd("XREAD");
     command.arg("COUNT").arg(BATCH).arg("STREAMS").arg(keys::CHANGES).arg(cursor.to_string());
     let reply: Option<StreamReadReply> = link.query(&command).await?;
@@ -86,7 +88,7 @@ pub async fn read(link: &Link, cursor: Position) -> Result<Batch, Failure> {
     // What somebody else added there, and what a later version of this program says, is passed over.
     let entries = ids.iter().filter_map(|entry| {
         let field = |name: &str| entry.map.get(name).and_then(text);
-        let version = AgentVersion::parse_wire(&field("version")?)?;
+        let version = AgentVersion::parse_wire(&field("version")?).filter(|version| version.is_believed_at(now))?;
         let held = match field("kind")?.as_str() {
             "put" => HeldVersion::Put(version),
             "removed" => HeldVersion::Removed(version),
@@ -121,18 +123,39 @@ pub struct Origin {
 }
 
 /// Asks which data and which server this is; data without a nonce gets `fresh`.
+///
+/// Whatever else lies in its place, in bytes or of another type, is a nonce as well: it stops nobody, and is another one
+/// once the data is lost.
 pub async fn origin(link: &Link, fresh: &str) -> Result<Origin, Failure> {
     let mut pipeline = Pipeline::new();
     pipeline.cmd("SETNX").arg(keys::EPOCH).arg(fresh);
-    pipeline.cmd("GET").arg(keys::EPOCH);
+    pipeline.cmd("TYPE").arg(keys::EPOCH);
+    pipeline.cmd("STRLEN").arg(keys::EPOCH);
+    pipeline.cmd("GETRANGE").arg(keys::EPOCH).arg(0).arg(NONCE_BYTES - 1);
     pipeline.cmd("INFO").arg("server");
     let mut answers = link.values(&pipeline).await?.into_iter();
     let mut next = || answers.next().unwrap_or_default();
     link.read::<Value>(next())?;
-    let nonce = link.read::<Option<String>>(next())?.unwrap_or_default();
+    let kind: String = link.read(next())?;
+    let (length, begins) = (next(), next());
+    let nonce = match kind.as_str() {
+        "string" | "none" => nonce(link.read(length)?, link.read(begins)?),
+        kind => format!("({kind})"),
+    };
     let info: String = link.read(next())?;
     let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or_default().trim().to_owned();
     Ok(Origin { nonce, run_id })
+}
+
+fn nonce(length: usize, begins: Vec<u8>) -> String {
+    match String::from_utf8(begins) {
+        Ok(text) if text.len() == length => text,
+        Ok(text) => format!("{length}:{text}"),
+        Err(error) => {
+            let bytes: String = error.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("{length}:{bytes}")
+        }
+    }
 }
 
 fn text(value: &Value) -> Option<String> {

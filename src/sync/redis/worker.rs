@@ -62,6 +62,8 @@ pub struct Redis {
     pub(super) left_out: AtomicUsize,
     /// Whether Redis came without what it had been told.
     lost: bool,
+    /// How many agents of this node had vanished from Redis, and the last of them.
+    pub(super) vanished: (usize, Option<AgentId>),
 }
 
 /// A connection, and what is known over it.
@@ -136,6 +138,7 @@ impl Redis {
             forked: false,
             left_out: AtomicUsize::new(0),
             lost: false,
+            vanished: (0, None),
         }
     }
 
@@ -372,6 +375,11 @@ impl Destination for Redis {
         let mut notes = self.intake.notes();
         if self.lost {
             notes.push(LOST.to_owned());
+        }
+        if let (count, Some(last)) = &self.vanished {
+            notes.push(format!(
+                "{count} agents of this node vanished from Redis and were told again, the last one {last}"
+            ));
         }
         let left_out = self.left_out.load(Ordering::Relaxed);
         if left_out > 0 {
