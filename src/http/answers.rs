@@ -18,11 +18,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::problem::{Code, Problem};
 
 const KIB: u64 = 1024;
-/// An answer up to this size takes nothing of the budget.
+/// An answer of up to so many bytes takes nothing of the budget.
 const SMALL: u64 = 64 * KIB;
-/// How much of an answer is handed to the connection at a time.
+/// How many bytes of an answer are handed to the connection at a time.
 const PART: usize = 32 * 1024;
-/// How much larger answers may come to at a time.
+/// How much larger answers may come to at a time, in KiB.
 const BUDGET: u32 = 64 * 1024;
 
 /// What is left for answers, in KiB.
