@@ -220,6 +220,8 @@ mod tests {
         {
             assert_eq!(canonical(&nested(62, &inner)), Err(TOO_LONG));
         }
+        assert_eq!(check_measures(&nested(65, "")), Err(TOO_DEEP));
+        assert_eq!(check_measures(&nested(62, &"1,".repeat(450_000))), Err(TOO_LONG));
     }
 
     #[test]
