@@ -16,6 +16,7 @@ use crate::domain::{CopyNumber, LogPosition, NodeId, ParkedEntry, ParkedKey, Pos
 
 /// How often an entry may stand in the way before it is set aside.
 const STRIKES: u32 = 3;
+
 /// What was learned about pushing, kept across connections.
 pub struct Drain {
     /// The most events of the next batch.
