@@ -92,6 +92,9 @@ fn sslmode_decides_what_is_believed() {
             let encrypted = is_encrypted(&at(&server, host, query)).await;
             assert_eq!(encrypted.as_ref().ok().copied(), expected, "{host} {query}: {encrypted:?}");
         }
+        let url = at(&server, "127.0.0.1", &format!("sslmode=verify-ca&sslrootcert={other}"));
+        let Err(trouble) = Target::parse(&url).expect("sound").connect().await else { panic!("it is not believed") };
+        assert_eq!(trouble.kind, Kind::Misconfigured, "whom to trust is for somebody to mend: {trouble}");
         for (query, expected) in [("", Some(false)), ("sslmode=prefer", Some(false)), ("sslmode=require", None)] {
             assert_eq!(is_encrypted(&at(&plain, "127.0.0.1", query)).await.ok(), expected, "{query}");
         }

@@ -1,5 +1,6 @@
 //! Rows that nobody who keeps our rules would write: one of them stands in nobody else's way.
 
+use tradepost::domain::transaction::Finality;
 use tradepost::domain::{CopyNumber, Decision, Sink, TransactionId};
 use tradepost::engine::replica::{SinkRequest, SinkState};
 use tradepost::store::verify;
@@ -184,4 +185,56 @@ fn a_row_whose_adoption_is_refused_harms_nobody() {
     market.sql("ALTER TABLE marketplace_transaction_events DROP CONSTRAINT picky");
     wait_for("the row", || node.holds("a refused row").then_some(()));
     wait_for("the note to go", || told().is_empty().then_some(()));
+}
+
+#[test]
+fn an_event_that_a_trigger_swallows_does_not_count_as_central() {
+    let market = Market::with_tables();
+    market.sql(
+        "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+         CREATE TRIGGER swallow BEFORE INSERT ON marketplace_transaction_events FOR EACH ROW
+           WHEN (NEW.kind = 'disputed' OR NEW.transaction_id = 'unseen') EXECUTE FUNCTION swallow()",
+    );
+    let node = Node::start(&market.file("a"), "genesis", &market.url);
+    for id in ["disputed", "unseen", "settled"] {
+        node.record(id, "genesis", "thon", "1");
+    }
+    node.decide("disputed", Decision::Dispute { reason: None, evidence: vec!["half of it".to_owned()] });
+    node.decide("unseen", Decision::Settle);
+    node.decide("settled", Decision::Settle);
+    wait_for("what vanishes to be set aside", || (node.parked() == 3).then_some(()));
+    let status =
+        |id: &str| market.sql(&format!("SELECT status FROM marketplace_transactions WHERE transaction_id = '{id}'"));
+    wait_for("the rest", || (status("settled") == "settled").then_some(()));
+    assert_eq!(status("disputed"), "pending", "no event says otherwise there");
+    let is_local = |id: &str| node.transaction(id).expect("it is ours").finality == Finality::Local;
+    assert!(is_local("disputed") && is_local("unseen") && !is_local("settled"));
+
+    market.sql("DROP TRIGGER swallow ON marketplace_transaction_events");
+    node.ask(SinkRequest::Retry);
+    wait_for("all of it", || {
+        let both = ["disputed", "unseen"].map(status);
+        (node.parked() == 0 && both == ["disputed", "settled"]).then_some(())
+    });
+}
+
+#[test]
+fn a_table_in_which_every_event_vanishes_halts_the_sink() {
+    let market = Market::with_tables();
+    market.sql("CREATE RULE swallow AS ON INSERT TO marketplace_transaction_events DO INSTEAD NOTHING");
+    let node = Node::open(&market.file("a"), "genesis");
+    for number in 0..300 {
+        node.record(&format!("t{number}"), "genesis", "thon", "1");
+    }
+    let mut node = node;
+    node.replicate(&market.url, None);
+    let status = wait_for("the sink to halt", || {
+        let status = node.engine.sinks().status(Sink::Postgres);
+        (status.state == SinkState::Halted).then_some(status)
+    });
+    assert!(status.last_error.as_ref().is_some_and(|words| words.contains("vanish")), "{status:?}");
+    assert_eq!(node.parked(), 0, "none of them is at fault");
+    market.sql("DROP RULE swallow ON marketplace_transaction_events");
+    node.ask(SinkRequest::Retry);
+    wait_for("all of them", || (market.sql("SELECT count(*) FROM marketplace_transactions") == "300").then_some(()));
 }

@@ -71,7 +71,7 @@ impl Target {
     /// As [`BadUrl`] says.
     pub fn parse(url: &str) -> Result<Self, BadUrl> {
         let (rest, wishes) = TlsWishes::take(url)?;
-        let mut config = Config::from_str(&rest).map_err(|error| malformed(&error))?;
+        let mut config = Config::from_str(&rest).map_err(|error| malformed(&rest, &error))?;
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
             return Err(BadUrl::Malformed("it names no host".to_owned()));
         }
@@ -142,7 +142,12 @@ fn complete(config: &mut Config) {
     }
 }
 
-fn malformed(error: &tokio_postgres::Error) -> BadUrl {
+fn malformed(url: &str, error: &tokio_postgres::Error) -> BadUrl {
+    // Behind a question mark that belongs to the password there are no options, but the rest of the secret.
+    if url.split_once('?').is_some_and(|(_, options)| options.contains('@')) {
+        let words = "an @ follows a ?; what a password holds of these has to be written as %40 and %3F";
+        return BadUrl::Malformed(words.to_owned());
+    }
     // Its causes name the option at fault, and hold no value.
     let cause = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
     BadUrl::Malformed(cause)
@@ -265,6 +270,8 @@ mod tests {
             "postgres://u:s3cret@h/db?sslmode=s3cret",
             "postgres://u:s3cret@/db",
             "postgres://u:s3cret@h/db?sslmode=verify-full&sslrootcert=/nonexistent.pem",
+            "postgres://u:half?s3cret@h/db",
+            "postgres://u:half?s3cret=more@h/db?sslmode=require",
         ] {
             let Err(refusal) = Target::parse(url) else { panic!("{url} is taken") };
             assert!(!refusal.to_string().contains("s3cret"), "{refusal}");

@@ -5,7 +5,7 @@
 //! of a statement is in it.
 
 use std::error::Error as _;
-use std::fmt;
+use std::{fmt, io};
 
 use tokio_postgres::Error;
 use tokio_postgres::error::{DbError, SqlState};
@@ -62,8 +62,8 @@ impl From<Error> for Trouble {
             let words = with_causes(&error);
             // The client's own word for a setting that does not do, such as a password that is asked for and not there;
             // it gives no other sign of it.
-            let kind = if words.starts_with("invalid configuration") { Kind::Misconfigured } else { Kind::Lost };
-            return Self::new(kind, words);
+            let is_ours = words.starts_with("invalid configuration") || is_about_trust(&error);
+            return Self::new(if is_ours { Kind::Misconfigured } else { Kind::Lost }, words);
         };
         Self {
             kind: kind_of(refusal.code()),
@@ -132,6 +132,20 @@ fn kind_of(code: &SqlState) -> Kind {
 fn is_somebodys_own(class: &str) -> bool {
     let is_free = class.starts_with(|first: char| matches!(first, '5'..='9' | 'I'..='Z'));
     is_free && !matches!(class, "53" | "55" | "57" | "58" | "72" | "XX")
+}
+
+/// Whether a server's certificate is not believed. Whom to trust is configuration: no waiting makes a certificate another.
+fn is_about_trust(error: &Error) -> bool {
+    let mut cause = error.source();
+    while let Some(deeper) = cause {
+        let wrapped = deeper.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let refusal = wrapped.and_then(|inner| inner.downcast_ref()).or_else(|| deeper.downcast_ref());
+        if matches!(refusal, Some(rustls::Error::InvalidCertificate(_))) {
+            return true;
+        }
+        cause = deeper.source();
+    }
+    false
 }
 
 /// An error and what caused it, as each says only its own part.

@@ -7,8 +7,11 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use super::adopt::{CentralRow, adopt};
 use super::errors::{Kind, Trouble};
+use super::payload::uuid;
 use super::rows::{self, NewRow, Shown};
 use super::session::Session;
 use crate::domain::event::FactsHash;
@@ -22,6 +25,9 @@ pub const INEXACT_AMOUNT: &str = "inexact_amount";
 pub const NOT_RECORDED: &str = "not_recorded";
 /// The code of an event that was to join events or a row that this version cannot read.
 pub const UNREADABLE: &str = "unreadable";
+
+/// The code of an event that vanished on its way into its table.
+pub const NOT_TAKEN: &str = "not_taken";
 
 /// An event that is offered to PostgreSQL, and under which key it would be parked.
 #[derive(Debug, Clone, PartialEq)]
@@ -155,13 +161,41 @@ pub async fn merge(
     let there: Vec<&str> = groups.keys().copied().filter(|id| !fresh.contains(*id)).collect();
     let joined = join(session, &groups, &there, now, &mut merged).await?;
     events.extend(joined.iter().flat_map(|joined| &joined.new));
-    rows::insert_events(session, &events).await?;
+    insert_events(session, offers, &events).await?;
     let joined = joined.iter().filter_map(|joined| joined.shown.clone().map(|shown| (&joined.transaction_id, shown)));
     let changed: Vec<_> = joined.chain(restored.iter().map(|(id, shown)| (id, shown.clone()))).collect();
     if !changed.is_empty() {
         rows::update(session, &changed).await?;
     }
     Ok(merged)
+}
+
+/// Inserts events, and sees to it that they are there: a trigger may let an event vanish without a word.
+async fn insert_events(session: &Session, offers: &[&Offer], events: &[&LedgerEntry]) -> Result<(), Undo> {
+    if rows::insert_events(session, events).await? == events.len() as u64 {
+        return Ok(());
+    }
+    // Some were there already, as those of a row that somebody deleted are, or they were not taken.
+    let ids: Vec<Uuid> = events.iter().map(|entry| uuid(entry.event.event_id.as_bytes())).collect();
+    let absent = rows::absent(session, &ids).await?;
+    if absent.is_empty() {
+        return Ok(());
+    }
+    let is_absent = |entry: &LedgerEntry| absent.contains(&uuid(entry.event.event_id.as_bytes()));
+    let offered: HashSet<_> = offers.iter().map(|offer| offer.entry.event.event_id).collect();
+    // One that nobody offered, adopted or recalled, takes along what is offered of its transaction.
+    let bereft: HashSet<&TransactionId> = events
+        .iter()
+        .filter(|entry| is_absent(entry) && !offered.contains(&entry.event.event_id))
+        .map(|entry| &entry.event.transaction_id)
+        .collect();
+    let reason = "PostgreSQL took an event without an error and does not hold it: a trigger or a rule is in the way";
+    let culprits: Vec<Refused> = offers
+        .iter()
+        .filter(|offer| is_absent(&offer.entry) || bereft.contains(&offer.entry.event.transaction_id))
+        .map(|offer| refusal(offer, NOT_TAKEN, reason))
+        .collect();
+    if culprits.is_empty() { Err(Trouble::new(Kind::Entry, reason).into()) } else { Err(Undo::Without(culprits)) }
 }
 
 /// What rows have to show that were inserted anew although there are events of theirs: somebody deleted the row, or the

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use super::errors::{Kind, Trouble};
 use super::fence;
-use super::merge::{Conflict, Merged, Offer, Recall, Refused, Undo, merge};
+use super::merge::{Conflict, Merged, NOT_TAKEN, Offer, Recall, Refused, Undo, merge};
 use super::rows;
 use super::session::{Access, Limits, Session};
 use crate::domain::{LogPosition, NodeId, ParkedKey, Timestamp};
@@ -82,14 +82,18 @@ impl Window {
             *counts.entry(cause).or_default() += 1;
         }
         let Some((cause, count)) = counts.into_iter().max_by_key(|(_, count)| *count) else { return Ok(()) };
-        if count * 2 <= WINDOW || !is_sqlstate(&cause.0) {
+        if count * 2 <= WINDOW || !may_be_the_tables(&cause.0) {
             return Ok(());
         }
         let of = cause.1.as_ref().map(|constraint| format!(" of {constraint}")).unwrap_or_default();
+        let with = if cause.0 == NOT_TAKEN {
+            "by letting them vanish".to_owned()
+        } else {
+            format!("with SQLSTATE {}", cause.0)
+        };
         let words = format!(
-            "PostgreSQL refused {count} of the last {WINDOW} entries with SQLSTATE {}{of}; it seems to be the table, not \
-             the entries, that has to change",
-            cause.0
+            "PostgreSQL refused {count} of the last {WINDOW} entries {with}{of}; it seems to be the table, not the \
+             entries, that has to change"
         );
         let (code, constraint) = (Some(cause.0.clone()), cause.1.clone());
         self.0.clear();
@@ -97,9 +101,10 @@ impl Window {
     }
 }
 
-/// Names of our own say what is wrong with an entry; only PostgreSQL can refuse all for a reason of its own.
-fn is_sqlstate(code: &str) -> bool {
-    code.len() == 5 && code.bytes().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase())
+/// Most names of our own say what is wrong with an entry; PostgreSQL can refuse all for a reason of its own.
+fn may_be_the_tables(code: &str) -> bool {
+    let is_sqlstate = code.len() == 5 && code.bytes().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase());
+    is_sqlstate || code == NOT_TAKEN
 }
 
 impl Push<'_> {
@@ -170,6 +175,7 @@ impl Push<'_> {
                     }
                 }
                 Undo::Without(culprits) => {
+                    window.saw(0, &culprits)?;
                     let keys: HashSet<&ParkedKey> = culprits.iter().map(|culprit| &culprit.key).collect();
                     let rest = piece.into_iter().filter(|offer| !keys.contains(&offer.key)).collect();
                     pieces.push_front((rest, next));

@@ -207,6 +207,14 @@ pub async fn events_of(session: &Session, ids: &[&str]) -> Result<Vec<Result<Cen
     rows.iter().map(payload::read).collect()
 }
 
+/// Which of the events are not there.
+pub async fn absent(session: &Session, event_ids: &[Uuid]) -> Result<HashSet<Uuid>, Trouble> {
+    let sql = "SELECT wanted FROM unnest($1) AS wanted
+                WHERE NOT EXISTS (SELECT FROM marketplace_transaction_events WHERE event_id = wanted)";
+    let rows = session.query(sql, &[(&event_ids, Type::UUID_ARRAY)]).await?;
+    rows.iter().map(|row| column(row, 0)).collect()
+}
+
 /// Inserts the events that are not there; how many were not.
 pub async fn insert_events(session: &Session, entries: &[&LedgerEntry]) -> Result<u64, Trouble> {
     if entries.is_empty() {
