@@ -303,6 +303,15 @@ fn an_older_clients_agent_is_discovered_followed_and_may_be_taken_over() {
     wait("ours again", || server.command::<String>(&["GET", "agent:old"]).contains("tradepost"));
     wait("ours at B", || b.profile("old").is_some_and(|seen| seen.agent.version.node_id == a.engine.node_id()));
 
+    // Nor does one that keeps what it does not know, and writes the JSON down in its own manner.
+    let (ours, node_id) = (server.command::<String>(&["GET", "agent:old"]), a.engine.node_id());
+    let changed = ours.replace("\"online\"", "\"busy\"").replace("\":", "\": ");
+    assert_ne!(ours, changed);
+    server.command::<()>(&["SET", "agent:old", &changed, "EX", "600"]);
+    a.engine.sinks().request(Sink::Redis, SinkRequest::Resync);
+    wait("ours once more", || server.command::<String>(&["GET", "agent:old"]) == ours);
+    assert_eq!(a.engine.node_id(), node_id, "that is no fork");
+
     server.command::<()>(&["DEL", "agent:gone"]);
     write("online");
     server.command::<()>(&["SADD", "agents:all", "gone"]);

@@ -143,9 +143,9 @@ fn complete(config: &mut Config) {
 }
 
 fn malformed(url: &str, error: &tokio_postgres::Error) -> BadUrl {
-    // Behind a question mark that belongs to the password there are no options, but the rest of the secret.
-    if url.split_once('?').is_some_and(|(_, options)| options.contains('@')) {
-        let words = "an @ follows a ?; what a password holds of these has to be written as %40 and %3F";
+    // What is between two of them may be the rest of the password, whatever the client library takes it for.
+    if url.split_once('@').is_some_and(|(_, rest)| rest.contains('@')) {
+        let words = "it holds more than one @; in a password it has to be written as %40";
         return BadUrl::Malformed(words.to_owned());
     }
     // Its causes name the option at fault, and hold no value.
@@ -171,7 +171,12 @@ struct TlsWishes {
 impl TlsWishes {
     /// Takes the parameters about TLS out of a URL, as the client library knows none of them in full.
     fn take(url: &str) -> Result<(String, Self), BadUrl> {
-        let (place, query) = url.split_once('?').unwrap_or((url, ""));
+        // A password may hold a question mark; the client library takes all up to the first @ for the credentials.
+        let host = url.find('@').map_or(0, |at| at + 1);
+        let (place, query) = match url[host..].find('?') {
+            Some(mark) => (&url[..host + mark], &url[host + mark + 1..]),
+            None => (url, ""),
+        };
         let (mut mode, mut root) = (None, None);
         let mut rest = Vec::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -259,6 +264,8 @@ mod tests {
         let (rest, _) =
             TlsWishes::take("postgres://u:p%3F@a:1,b:2/db?sslmode=require&connect_timeout=3&options=-c%20x").unwrap();
         assert_eq!(rest, "postgres://u:p%3F@a:1,b:2/db?connect_timeout=3&options=-c%20x");
+        let (rest, wishes) = TlsWishes::take("postgres://u:what?=&@a/db?sslmode=verify-full").unwrap();
+        assert_eq!((rest.as_str(), wishes.mode), ("postgres://u:what?=&@a/db", Mode::VerifyFull));
     }
 
     #[test]
@@ -270,8 +277,8 @@ mod tests {
             "postgres://u:s3cret@h/db?sslmode=s3cret",
             "postgres://u:s3cret@/db",
             "postgres://u:s3cret@h/db?sslmode=verify-full&sslrootcert=/nonexistent.pem",
-            "postgres://u:half?s3cret@h/db",
-            "postgres://u:half?s3cret=more@h/db?sslmode=require",
+            "postgres://u:half@s3cret@h/db?x",
+            "postgres://u:half@h?s3cret@h/db",
         ] {
             let Err(refusal) = Target::parse(url) else { panic!("{url} is taken") };
             assert!(!refusal.to_string().contains("s3cret"), "{refusal}");

@@ -197,13 +197,14 @@ impl Redis {
         Ok(Taken::default())
     }
 
-    /// Whether a document that is not ours byte by byte says the same: written by another version of this program, or
-    /// damaged beyond reading.
+    /// Whether a document that is not ours byte by byte says the same, or was not written by a node: it is damaged beyond
+    /// reading, or an older client took ours, changed it and wrote it down in its own manner.
     fn is_same(&self, change: &AgentChange, theirs: &Theirs) -> bool {
         let (AgentChange::Put { agent, .. }, Some(text)) = (change, theirs.document.as_deref()) else { return true };
         document::read(agent.agent_id.as_str(), text, self.sighting(theirs)).map_or(true, |there| {
             let (expires_at, expired, claimed) = (agent.expires_at, agent.expired, agent.claimed);
-            Agent { expires_at, expired, claimed, ..there } == **agent
+            let is_of_a_node = document::write(&there).as_bytes() == text;
+            !is_of_a_node || Agent { expires_at, expired, claimed, ..there } == **agent
         })
     }
 
