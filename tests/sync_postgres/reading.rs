@@ -14,7 +14,7 @@ use tradepost::sync::postgres::session::{Access, Limits, Session};
 
 use super::access::runtime;
 use super::book::{Author, agents, prepared, session, some_facts};
-use super::common::postgres::Postgres;
+use super::common::postgres::{Bouncer, Postgres};
 
 const STRANGER: NodeId = NodeId::NIL;
 
@@ -152,5 +152,37 @@ fn an_idle_look_at_a_large_history_reads_no_history() {
         tokio::time::sleep(Duration::from_millis(1_500)).await;
         let after = server.sql("market", "SELECT seq_scan FROM pg_stat_user_tables WHERE relname LIKE '%events'");
         assert_eq!(before, after, "the table is never read as a whole");
+    });
+}
+
+#[test]
+fn a_look_tells_whether_a_process_of_our_own_serves_us_and_whether_there_is_room() {
+    let server = Postgres::start();
+    let url = server.database("market");
+    let bouncer = Bouncer::start(&server);
+    let look = async |session: &mut Session| {
+        session.begin(Access::Snapshot, Limits::default()).await.expect("a transaction");
+        let seen = glance(session, STRANGER, None, false).await.expect("a look");
+        session.commit().await.expect("a commit");
+        seen.server
+    };
+    runtime().block_on(async {
+        let mut direct = prepared(&url).await;
+        let first = look(&mut direct).await;
+        assert!(first.is_new && first.has_room, "{first:?}");
+        assert_eq!(look(&mut direct).await.backend, first.backend);
+        let mut others = Vec::new();
+        for _ in 0..30 {
+            others.push(session(&url).await);
+        }
+        assert!(!look(&mut direct).await.has_room, "30 of 50 connections are in use");
+        drop(others);
+
+        let mut pooled = session(&bouncer.url("market")).await;
+        look(&mut pooled).await;
+        drop(pooled);
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        let mut pooled = session(&bouncer.url("market")).await;
+        assert!(!look(&mut pooled).await.is_new, "it served another before");
     });
 }

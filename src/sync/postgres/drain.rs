@@ -7,11 +7,12 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::errors::{Kind, Trouble};
+use super::link::Link;
 use super::merge::{Conflict, Offer, Refused};
 use super::parked::ParkedRun;
 use super::push::{MAX_BYTES, MAX_EVENTS, Push, Pushed, Window, waiting_for_locks};
 use super::session::Session;
-use super::worker::{Link, Postgres};
+use super::worker::Postgres;
 use crate::domain::{CopyNumber, LogPosition, NodeId, ParkedEntry, ParkedKey, PostgresState, Sink};
 
 /// How often an entry may stand in the way before it is set aside.

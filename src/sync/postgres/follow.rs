@@ -8,11 +8,12 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::errors::Trouble;
+use super::link::Link;
 use super::payload::{CentralEvent, Unreadable};
 use super::pull::{Horizon, Interest, Reading, glance, newest_own};
 use super::session::{Access, Limits};
 use super::sweep::{Sweeping, Sweeps};
-use super::worker::{Link, Postgres};
+use super::worker::Postgres;
 use crate::domain::{AgentId, Canary, NodeId, PostgresState};
 use crate::engine::replica::LedgerAgent;
 
@@ -157,6 +158,7 @@ impl Postgres {
         let interest = Interest { agents: &all, recorded_by: &recorded_by, except, since: &horizon };
         let newest_own = newest_own(session, &interest).await?;
         session.commit().await?;
+        link.meet(seen.server);
 
         let candidates = [state.canary, newest.map(|(canary, _)| canary), newest_own];
         // Of equally new ones the one that is known already: what is the same is not saved again.

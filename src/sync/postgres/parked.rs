@@ -11,10 +11,11 @@ use tokio::time::Instant;
 
 use super::drain::{Drained, in_the_way};
 use super::errors::{Kind, Trouble};
+use super::link::Link;
 use super::merge::{Offer, Refused};
 use super::payload;
 use super::push::{MAX_BYTES, waiting_for_locks};
-use super::worker::{Link, Postgres};
+use super::worker::Postgres;
 use crate::domain::{CopyNumber, LedgerEntry, LogPosition, ParkedEntry, ParkedKey, Sink};
 use crate::engine::{Engine, PageRequest};
 

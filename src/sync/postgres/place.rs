@@ -10,9 +10,10 @@
 
 use super::errors::Trouble;
 use super::fence::{Standing, judge};
+use super::link::Link;
 use super::pull::{Glance, break_in_history, glance};
 use super::session::{Access, Limits};
-use super::worker::{Link, Postgres};
+use super::worker::Postgres;
 use crate::domain::{LogPosition, NodeId, PostgresState};
 use crate::engine::replica::{ForkReason, Saved};
 
@@ -25,6 +26,7 @@ impl Postgres {
         session.begin(Access::Snapshot, Limits::default()).await?;
         let seen = glance(session, node_id, state.canary, may_identify).await?;
         session.commit().await?;
+        link.meet(seen.server);
         link.fence = Some(self.settle(node_id, state, &seen).await?);
         Ok(())
     }

@@ -91,6 +91,19 @@ pub struct Glance {
     pub canary_xid: Option<u64>,
     /// Our own row.
     pub fence: Option<LogPosition>,
+    /// Who serves us, and how many others.
+    pub server: Server,
+}
+
+/// What serves this connection, as far as it tells whether an idle one may stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Server {
+    /// Its process.
+    pub backend: i32,
+    /// Whether that is new. Behind a pooler it hardly ever is.
+    pub is_new: bool,
+    /// Whether at most half of the connections that it allows are in use.
+    pub has_room: bool,
 }
 
 /// Whether this role may ask for the cluster's identifier. Without it, its history is told by the rest.
@@ -120,7 +133,10 @@ pub async fn glance(
                 CASE WHEN pg_is_in_recovery() THEN '' ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END,
                 (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint::text,
                 (SELECT xid::text FROM marketplace_transaction_events WHERE event_id = $1),
-                n.last_seq, n.head_hash
+                n.last_seq, n.head_hash, pg_backend_pid(),
+                COALESCE((SELECT clock_timestamp() - backend_start < interval '10 seconds'
+                            FROM pg_stat_get_activity(pg_backend_pid())), false),
+                (SELECT sum(numbackends) * 2 FROM pg_stat_database) <= current_setting('max_connections')::bigint
            FROM (SELECT) one LEFT JOIN marketplace_nodes n ON n.node_id = $2"
     );
     let canary: Option<Uuid> = canary.map(|canary| uuid(canary.event_id.as_bytes()));
@@ -134,6 +150,7 @@ pub async fn glance(
         history: format!("{cluster}/{timeline}/{start}"),
         canary_xid: column::<Option<&str>>(&row, 5)?.and_then(|xid| xid.parse().ok()),
         fence: super::fence::position(&row, 6)?,
+        server: Server { backend: column(&row, 8)?, is_new: column(&row, 9)?, has_room: column(&row, 10)? },
     })
 }
 
@@ -354,6 +371,7 @@ mod tests {
             history: "7/1/99".to_owned(),
             canary_xid: Some(700),
             fence: None,
+            server: Server { backend: 1, is_new: true, has_room: true },
         };
         assert_eq!(break_in_history(&state, &glance), None);
         let restarted = Glance { history: "7/1/100".to_owned(), ..glance.clone() };

@@ -2,41 +2,28 @@
 //!
 //! A round looks where we stand if that is in doubt ([`place`](super::place)), pushes one batch
 //! ([`drain`](super::drain)), and reads what others wrote if it is time to ([`follow`](super::follow)). How often it reads
-//! follows the traffic: every second for a minute after events of our own or for us, then less and less often, and then
-//! the connection is closed in between.
+//! is the [`rhythm`](super::rhythm)'s to say; whether the connection stays meanwhile, the [`link`](super::link)'s.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use rand::RngExt;
-use rand::rngs::StdRng;
 use secrecy::ExposeSecret;
-use tokio::time::Instant;
 
 use super::config::Target;
 use super::drain::Drain;
 use super::errors::{Kind, Trouble};
 use super::follow::Follow;
-use super::pull;
-use super::schema;
-use super::session::Session;
+use super::link::Link;
+use super::rhythm::{LONG_PAUSE, Rhythm, SHORTEST_PAUSE};
 use super::sweep::Sweeping;
 use crate::clock::Clock;
-use crate::domain::{CopyNumber, LedgerEntry, LogPosition, NodeId, PostgresState};
+use crate::domain::{CopyNumber, LedgerEntry, NodeId, PostgresState};
 use crate::engine::Engine;
 use crate::engine::replica::{CommitMark, Saved, Sink, SinkRequest};
 use crate::sync::driver::{Backlog, Destination, Round};
 use crate::sync::state::{Failure, FailureClass};
 use crate::sync::{CurrentUrl, Ring};
 
-/// How long after traffic others are looked for often.
-const BUSY_FOR: Duration = Duration::from_secs(60);
-/// How often then.
-const BUSY_PAUSE: Duration = Duration::from_secs(1);
-/// How often at first when there is no traffic, and at last.
-const IDLE_PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30));
-/// The shortest time between two reads, however much is pushed.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 /// How often the marks of older clients are looked for where they are said to write, and again where that failed.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// For how long at once: less than what makes a round count as slow.
@@ -54,19 +41,6 @@ pub struct Postgres {
     rhythm: Rhythm,
     ring: Option<Ring>,
     notes: Vec<String>,
-}
-
-/// A connection, and what was learned over it.
-pub struct Link {
-    target: Target,
-    session: Option<Session>,
-    /// The tables are there.
-    is_prepared: bool,
-    pub(super) may_identify: bool,
-    /// Where the fence stands; `None` while that is in doubt.
-    pub(super) fence: Option<LogPosition>,
-    /// From where the fence would not move the last time.
-    refused_at: Option<LogPosition>,
 }
 
 impl Postgres {
@@ -176,7 +150,7 @@ impl Postgres {
         let drained = self.push_some(link).await?;
         if drained.pushed > 0 {
             self.rhythm.traffic();
-            link.refused_at = None;
+            link.advanced();
         }
         let mut round = Round { pushed: drained.pushed, more: drained.more, ..Round::default() };
         // A round that was called early and found nothing to push was called by a bell.
@@ -185,14 +159,14 @@ impl Postgres {
             let followed = self.read_some(link).await?;
             round.pulled = followed.pulled;
             round.more |= followed.more;
-            self.rhythm.read(followed.pulled > 0);
+            self.rhythm.read(followed.pulled > 0, link.may_stay());
         }
         let due = self.rhythm.pause().min(self.drain.until_retry()).min(self.follow.sweeps.until_due());
         // Whatever is due and cannot be done yet must not spin.
         round.pause = due.max(SHORTEST_PAUSE / 4);
-        if !round.more && round.pause >= IDLE_PAUSES.0 / 2 {
+        if !round.more && round.pause >= LONG_PAUSE && !link.may_stay() {
             // Thousands of idle nodes are cheap for a server that does not hold a process for each.
-            link.session = None;
+            link.close();
         }
         Ok(round)
     }
@@ -217,14 +191,7 @@ impl Destination for Postgres {
         let session = target.connect().await?;
         self.drain.retry_all();
         self.rhythm.traffic();
-        Ok(Link {
-            target,
-            session: Some(session),
-            is_prepared: false,
-            may_identify: false,
-            fence: None,
-            refused_at: None,
-        })
+        Ok(Link::new(target, Some(session)))
     }
 
     async fn round(&mut self, link: &mut Link, requests: &[SinkRequest]) -> Result<Round, Failure> {
@@ -258,150 +225,4 @@ fn count_backlog(engine: &Engine) -> Result<Backlog, crate::engine::Error> {
         None => engine.copies_after(CopyNumber(state.acked_copies), 1, 1)?.first().map(|(_, entry)| entry.event.at),
     };
     Ok(Backlog { entries: own + copies, oldest, parked: engine.parked_count(Sink::Postgres) })
-}
-
-impl Link {
-    /// The fence is not where it was left, and has to be looked up.
-    ///
-    /// # Errors
-    ///
-    /// When it was looked up, and would not move from there either: that is nobody else's doing.
-    fn lose_place(&mut self) -> Result<(), Trouble> {
-        let at = self.fence.take();
-        if at.is_some() && self.refused_at == at {
-            self.refused_at = None;
-            return Err(Trouble::new(
-                Kind::Misconfigured,
-                "marketplace_nodes is where this node left it, and does not take its update: a row policy or a trigger is in \
-                 the way",
-            ));
-        }
-        self.refused_at = at;
-        Ok(())
-    }
-
-    /// The connection, made anew if it was closed or broke off while it was not used.
-    pub(super) async fn session(&mut self) -> Result<&mut Session, Trouble> {
-        if self.session.as_ref().is_none_or(Session::is_closed) {
-            self.session = Some(self.target.connect().await?);
-            // Meanwhile another file may have come here under our name, or another server to this address.
-            self.fence = None;
-        }
-        Ok(self.session.as_mut().expect("it was just made, or stands"))
-    }
-
-    async fn prepare(&mut self) -> Result<(), Trouble> {
-        let is_prepared = self.is_prepared;
-        let session = self.session().await?;
-        if !is_prepared {
-            schema::ensure(session, false).await?;
-            let may_identify = pull::may_identify(session).await?;
-            (self.is_prepared, self.may_identify) = (true, may_identify);
-        }
-        Ok(())
-    }
-}
-
-/// When to read what others wrote.
-struct Rhythm {
-    random: StdRng,
-    last_traffic: Instant,
-    last_read: Option<Instant>,
-    pause: Duration,
-    /// Somebody called too soon after the last read; the next one makes up for it.
-    is_called: bool,
-}
-
-impl Rhythm {
-    fn new() -> Self {
-        Self {
-            random: rand::make_rng(),
-            last_traffic: Instant::now(),
-            last_read: None,
-            pause: Duration::ZERO,
-            is_called: false,
-        }
-    }
-
-    /// There were events of ours, or somebody asked: others may answer soon.
-    fn traffic(&mut self) {
-        self.last_traffic = Instant::now();
-        self.pause = Duration::ZERO;
-    }
-
-    /// Whether it is time to; `is_called`: whether somebody says so.
-    fn is_due(&mut self, is_called: bool) -> bool {
-        self.is_called |= is_called;
-        self.pause().is_zero()
-    }
-
-    /// A read is done; whether there was anything.
-    fn read(&mut self, found: bool) {
-        let now = Instant::now();
-        if found {
-            self.last_traffic = now;
-        }
-        self.last_read = Some(now);
-        self.is_called = false;
-        let base = if now.duration_since(self.last_traffic) < BUSY_FOR {
-            BUSY_PAUSE
-        } else {
-            (self.pause * 3 / 2).clamp(IDLE_PAUSES.0, IDLE_PAUSES.1)
-        };
-        self.pause = base.mul_f64(self.random.random_range(0.8..=1.2));
-    }
-
-    /// How long to wait now.
-    fn pause(&self) -> Duration {
-        let pause = if self.is_called { SHORTEST_PAUSE } else { self.pause.max(SHORTEST_PAUSE) };
-        self.last_read.map_or(Duration::ZERO, |last_read| pause.saturating_sub(last_read.elapsed()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn reads_often_for_a_minute_after_traffic_then_ever_less_often() {
-        let mut rhythm = Rhythm::new();
-        assert!(rhythm.is_due(false), "the first read waits for nothing");
-        rhythm.read(false);
-        assert!(!rhythm.is_due(false), "not twice at once");
-        let started = Instant::now();
-        let mut pauses = Vec::new();
-        while started.elapsed() < Duration::from_secs(600) {
-            let pause = rhythm.pause();
-            pauses.push((started.elapsed(), pause));
-            tokio::time::advance(pause).await;
-            assert!(rhythm.is_due(false));
-            rhythm.read(false);
-        }
-        for (at, pause) in &pauses {
-            let range = if *at < BUSY_FOR { 0.8..=1.2 } else { 4.0..=36.0 };
-            assert!(range.contains(&pause.as_secs_f64()), "{at:?}: {pause:?}");
-        }
-        assert!(pauses.last().expect("there were some").1 > Duration::from_secs(20));
-
-        rhythm.traffic();
-        assert!(rhythm.is_due(false) || rhythm.pause() <= SHORTEST_PAUSE, "traffic wakes at once");
-        tokio::time::advance(SHORTEST_PAUSE).await;
-        rhythm.read(true);
-        assert!(rhythm.pause() < Duration::from_secs(2));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_bell_that_rings_just_after_a_read_is_answered_soon_and_once() {
-        let mut rhythm = Rhythm::new();
-        tokio::time::advance(BUSY_FOR).await;
-        rhythm.read(false);
-        assert!(rhythm.pause() > Duration::from_secs(3), "an idle node does not look again for long");
-        tokio::time::advance(SHORTEST_PAUSE / 2).await;
-        assert!(!rhythm.is_due(true), "just now it looked");
-        assert_eq!(rhythm.pause(), SHORTEST_PAUSE / 2);
-        tokio::time::advance(SHORTEST_PAUSE / 2).await;
-        assert!(rhythm.is_due(false), "it was called, if some time ago");
-        rhythm.read(false);
-        assert!(rhythm.pause() > Duration::from_secs(3));
-    }
 }
