@@ -69,7 +69,7 @@ fn ledger(events: usize, report: &mut Report) {
 }
 
 /// Transactions that are recorded, and settled some hundreds of events later.
-fn write_offline(home: &Home, events: usize) -> Duration {
+pub fn write_offline(home: &Home, events: usize) -> Duration {
     let began = Instant::now();
     let engine = Engine::open(Options::new(Location::File(home.file()))).expect("a new store opens");
     engine.register(common::registration("genesis", &["sql"]), None).wait().expect("the id is free");
@@ -87,7 +87,7 @@ fn write_offline(home: &Home, events: usize) -> Duration {
 }
 
 /// How far a drain was, and when.
-struct Drain {
+pub struct Drain {
     events: u64,
     /// From the first acknowledgement to the last.
     marks: Vec<(Duration, u64)>,
@@ -95,7 +95,7 @@ struct Drain {
 
 impl Drain {
     /// Looks on until nothing is left.
-    fn watch(sidecar: &Sidecar, events: u64) -> Self {
+    pub fn watch(sidecar: &Sidecar, events: u64) -> Self {
         sidecar.client().post("/v1/sync/retry", &json!({}));
         let began = Instant::now();
         let mut client = sidecar.client();
@@ -118,7 +118,7 @@ impl Drain {
     }
 
     /// Events a second between two parts of all.
-    fn rate(&self, from: f64, to: f64) -> f64 {
+    pub fn rate(&self, from: f64, to: f64) -> f64 {
         let reached = |part: f64| {
             let wanted = (self.events as f64 * part) as u64;
             *self.marks.iter().find(|(_, acked)| *acked >= wanted).expect("it ended")

@@ -3,6 +3,7 @@
 //! - `unmoved`: writes over HTTP while neither central system can be reached, against a sidecar that has none.
 //! - `lag`: from an acknowledged write to its being seen in PostgreSQL, and by another node.
 //! - `backlog`: a long time offline, drained: memory, speed against `COPY` and against the bare push script.
+//! - `poison`: the same while one transaction in a hundred is refused.
 //! - `many`: a fleet that returns after an outage, and what it asks when it is idle.
 //! - `offline`: a month of heartbeats and changes without a link.
 //!
@@ -25,6 +26,7 @@ mod backlog;
 mod lag;
 mod load;
 mod many;
+mod poison;
 mod process;
 mod unmoved;
 
@@ -41,10 +43,11 @@ fn main() -> ExitCode {
     }
     let quick = report::is_quick();
     let mut report = Report::default();
-    let parts: [(&str, Part); 5] = [
+    let parts: [(&str, Part); 6] = [
         ("unmoved", unmoved::run),
         ("lag", lag::run),
         ("backlog", backlog::run),
+        ("poison", poison::run),
         ("many", many::run),
         ("offline", offline),
     ];
