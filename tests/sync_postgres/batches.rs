@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tradepost::domain::{EventBody, Facts, JsonObject, LogPosition, NodeId, ParkedKey, ResolutionOutcome};
+use tradepost::sync::postgres::checks::Checks;
 use tradepost::sync::postgres::errors::Kind;
 use tradepost::sync::postgres::merge::{INEXACT_AMOUNT, NOT_RECORDED};
+use tradepost::sync::postgres::push::Window;
 use tradepost::sync::postgres::push::waiting_for_locks;
 
 use super::access::runtime;
@@ -175,7 +177,7 @@ fn many_that_write_about_the_same_transactions_do_not_deadlock() {
 }
 
 #[test]
-fn what_a_constraint_refuses_stands_aside_and_the_rest_goes_on() {
+fn what_a_trigger_refuses_stands_aside_and_the_rest_goes_on() {
     let (server, url) = market();
     let (mut author, mut poisoned) = (Author::new(1), Author::new(2));
     let (good, bad) = (some_facts("1"), some_facts("666"));
@@ -185,7 +187,13 @@ fn what_a_constraint_refuses_stands_aside_and_the_rest_goes_on() {
         .collect();
     runtime().block_on(async {
         let mut session = prepared(&url).await;
-        server.sql("market", "ALTER TABLE marketplace_transactions ADD CONSTRAINT no_devil CHECK (amount <> 666)");
+        server.sql(
+            "market",
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+               BEGIN RAISE check_violation USING MESSAGE = 'no_devil here', CONSTRAINT = 'no_devil'; END $$;
+             CREATE TRIGGER refuse BEFORE INSERT ON marketplace_transactions FOR EACH ROW
+               WHEN (NEW.amount = 666) EXECUTE FUNCTION refuse()",
+        );
         let started = Instant::now();
         author.push(&mut session, START, &healthy).await.expect("pushed");
         let normal = started.elapsed();
@@ -202,6 +210,49 @@ fn what_a_constraint_refuses_stands_aside_and_the_rest_goes_on() {
     });
     assert_eq!(server.sql("market", "SELECT count(*) FROM marketplace_transactions"), "9950");
     assert_eq!(server.sql("market", "SELECT count(*) FROM marketplace_transaction_events"), "9950");
+}
+
+#[test]
+fn a_constraint_that_has_refused_is_asked_for_as_long_as_it_stands() {
+    let (server, url) = market();
+    let alter = |sql: &str| server.sql("market", &format!("ALTER TABLE marketplace_transactions {sql}"));
+    let count = || server.sql("market", "SELECT count(*) FROM marketplace_transactions");
+    let mut author = Author::new(1);
+    let (mut window, mut checks) = (Window::default(), Checks::default());
+    runtime().block_on(async {
+        let mut session = prepared(&url).await;
+        alter("ADD CONSTRAINT no_devil CHECK (amount <> 666 OR amount IS NULL)");
+        for (batch, has_unasked, refused) in [(0, false, 2), (1, false, 2), (2, true, 3), (3, true, 3)] {
+            if batch == 2 {
+                // Outside of its table no row has a `tableoid`.
+                alter("ADD CONSTRAINT no_thirteen CHECK (amount <> 13 OR tableoid = 0) NOT VALID");
+            }
+            let from = author.head;
+            let amounts = (0..100).map(|number| match number {
+                20 | 70 => "666",
+                50 => "13",
+                _ => "7",
+            });
+            let offers: Vec<_> = (0..)
+                .zip(amounts)
+                .map(|(number, amount)| author.record(&format!("b{batch}-{number:02}"), &some_facts(amount)))
+                .collect();
+            let pushed =
+                author.push_having(&mut session, from, &offers, &mut window, &mut checks).await.expect("pushed");
+            let codes: Vec<_> = pushed.refused.iter().map(|refused| refused.code.as_str()).collect();
+            assert_eq!(codes, vec!["23514"; refused], "batch {batch}: {:?}", pushed.refused);
+            let reasons = pushed.refused.iter().filter(|refused| refused.reason.contains("no_devil")).count();
+            assert_eq!(reasons, 2, "batch {batch}: {:?}", pushed.refused);
+            assert_eq!(pushed.in_pieces, has_unasked, "batch {batch} is taken apart only where none can be asked");
+        }
+        assert_eq!(count(), "390");
+        alter("DROP CONSTRAINT no_devil");
+        alter("DROP CONSTRAINT no_thirteen");
+        let (from, offers) = (author.head, [author.record("last", &some_facts("666"))]);
+        let pushed = author.push_having(&mut session, from, &offers, &mut window, &mut checks).await.expect("pushed");
+        assert_eq!(pushed.refused, []);
+        assert_eq!(count(), "391");
+    });
 }
 
 #[test]

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use tradepost::domain::{
     AgentId, Event, EventBody, EventId, Facts, LedgerEntry, LogPosition, NodeId, ParkedKey, Timestamp, TransactionId,
 };
+use tradepost::sync::postgres::checks::Checks;
 use tradepost::sync::postgres::config::Target;
 use tradepost::sync::postgres::errors::Trouble;
-use tradepost::sync::postgres::merge::Offer;
+use tradepost::sync::postgres::merge::{Offer, Recall};
 use tradepost::sync::postgres::push::{Push, Pushed, Window};
 use tradepost::sync::postgres::session::Session;
 
@@ -75,18 +76,35 @@ impl Author {
         session: &mut Session,
         from: LogPosition,
         offers: &[Offer],
-        recall: &tradepost::sync::postgres::merge::Recall<'_>,
+        recall: &Recall<'_>,
     ) -> Result<Pushed, Trouble> {
-        let push = Push {
-            node_id: self.node_id,
-            from,
-            to: self.head,
-            offers,
-            recall,
-            now: Timestamp::from_micros(self.clock),
-            in_pieces: false,
-        };
-        let pushed = push.run(session, &mut Window::default()).await?;
+        self.run(session, from, offers, recall, &mut Window::default(), &mut Checks::default()).await
+    }
+
+    /// The same with what was learned of earlier batches.
+    pub async fn push_having(
+        &self,
+        session: &mut Session,
+        from: LogPosition,
+        offers: &[Offer],
+        window: &mut Window,
+        checks: &mut Checks,
+    ) -> Result<Pushed, Trouble> {
+        self.run(session, from, offers, &|_| Ok(None), window, checks).await
+    }
+
+    async fn run(
+        &self,
+        session: &mut Session,
+        from: LogPosition,
+        offers: &[Offer],
+        recall: &Recall<'_>,
+        window: &mut Window,
+        checks: &mut Checks,
+    ) -> Result<Pushed, Trouble> {
+        let (node_id, to, now) = (self.node_id, self.head, Timestamp::from_micros(self.clock));
+        let push = Push { node_id, from, to, offers, recall, now, in_pieces: false };
+        let pushed = push.run(session, window, checks).await?;
         session.commit().await?;
         Ok(pushed)
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tradepost::domain::{AgentId, LogPosition, NodeId, Timestamp};
+use tradepost::sync::postgres::checks::Checks;
 use tradepost::sync::postgres::pull::{Horizon, Interest, Reading, glance, may_identify};
 use tradepost::sync::postgres::push::{Push, Window};
 use tradepost::sync::postgres::session::{Access, Limits, Session};
@@ -65,7 +66,7 @@ fn transactions_that_commit_late_are_neither_skipped_nor_read_twice() {
                         now: Timestamp::from_micros(0),
                         in_pieces: false,
                     };
-                    push.run(&mut session, &mut Window::default()).await.expect("pushed");
+                    push.run(&mut session, &mut Window::default(), &mut Checks::default()).await.expect("pushed");
                     tokio::time::sleep(Duration::from_millis(random.random_range(0..2_000))).await;
                     session.commit().await.expect("committed");
                     written.fetch_add(1, Ordering::Relaxed);

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use super::checks::Checks;
 use super::errors::{Kind, Trouble};
 use super::link::Link;
 use super::merge::{Conflict, Offer, Refused};
@@ -25,6 +26,7 @@ pub struct Drain {
     /// The last batch had to be taken apart.
     in_pieces: bool,
     pub(super) window: Window,
+    checks: Checks,
     strikes: HashMap<ParkedKey, u32>,
     pub(super) parked: ParkedRun,
 }
@@ -42,6 +44,7 @@ impl Drain {
             limit: MAX_EVENTS,
             in_pieces: false,
             window: Window::default(),
+            checks: Checks::default(),
             strikes: HashMap::new(),
             parked: ParkedRun::through_all(),
         }
@@ -173,7 +176,7 @@ impl Postgres {
             now: self.clock.now(),
             in_pieces: self.drain.in_pieces,
         };
-        push.run(session, &mut self.drain.window).await
+        push.run(session, &mut self.drain.window, &mut self.drain.checks).await
     }
 
     /// What was refused is set aside first: were it the other way round, a crash in between would lose it.

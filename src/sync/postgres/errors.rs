@@ -25,6 +25,8 @@ pub enum Kind {
     FenceMoved,
     /// The connection is gone, or of no more use.
     Lost,
+    /// Constraints cannot be asked what they refuse.
+    Unasked,
     /// Our own store failed.
     Store,
 }
@@ -87,7 +89,7 @@ impl From<Trouble> for Failure {
             Kind::Misconfigured => FailureClass::Misconfigured,
             Kind::Lost => FailureClass::Unreachable,
             Kind::Store => FailureClass::Store,
-            Kind::Entry | Kind::Contention | Kind::FenceMoved => FailureClass::Busy,
+            Kind::Entry | Kind::Contention | Kind::FenceMoved | Kind::Unasked => FailureClass::Busy,
         };
         Self::new(class, trouble.words)
     }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::adopt::{CentralRow, adopt};
+use super::checks::Checks;
 use super::errors::{Kind, Trouble};
 use super::payload::uuid;
 use super::rows::{self, NewRow, Shown};
@@ -117,11 +118,22 @@ impl Group<'_> {
     }
 }
 
+/// The refusal of an offer by PostgreSQL itself.
+pub fn refused_by(trouble: &Trouble, offer: &Offer) -> Refused {
+    Refused {
+        key: offer.key.clone(),
+        code: trouble.code.clone().unwrap_or_default(),
+        constraint: trouble.constraint.clone(),
+        reason: trouble.words.clone(),
+    }
+}
+
 fn refusal(offer: &Offer, code: &str, reason: &str) -> Refused {
     Refused { key: offer.key.clone(), code: code.to_owned(), constraint: None, reason: reason.to_owned() }
 }
 
-/// Merges `offers`, and looks at the rows of `visits` whether somebody changed them.
+/// Merges `offers`, and looks at the rows of `visits` whether somebody changed them. What `checks` tell that it would be
+/// refused is not tried.
 ///
 /// # Errors
 ///
@@ -131,6 +143,7 @@ pub async fn merge(
     offers: &[&Offer],
     visits: &[TransactionId],
     recall: &Recall<'_>,
+    checks: &Checks,
     now: Timestamp,
 ) -> Result<Merged, Undo> {
     // Ordered by the bytes of the id, as `COLLATE "C"` orders.
@@ -145,7 +158,7 @@ pub async fn merge(
     recall_missing(session, &mut groups, recall, &mut merged).await?;
 
     let mut events: Vec<&LedgerEntry> = Vec::new();
-    let fresh = insert_rows(session, &groups).await?;
+    let fresh = insert_rows(session, &groups, checks).await?;
     for (id, group) in groups.iter().filter(|(id, _)| fresh.contains(**id)) {
         let facts = group.facts().expect("only what is recorded was inserted").hash();
         let (fit, strange): (Vec<&Offer>, Vec<&Offer>) =
@@ -257,7 +270,11 @@ async fn recall_missing(
 }
 
 /// Inserts a row for everything that is recorded in the groups; the ids that were not there before.
-async fn insert_rows(session: &Session, groups: &BTreeMap<&str, Group<'_>>) -> Result<HashSet<String>, Undo> {
+async fn insert_rows(
+    session: &Session,
+    groups: &BTreeMap<&str, Group<'_>>,
+    checks: &Checks,
+) -> Result<HashSet<String>, Undo> {
     let ids: Vec<TransactionId> = groups.keys().map(|id| TransactionId::from_stored(id)).collect();
     let mut new = Vec::new();
     for (transaction_id, group) in ids.iter().zip(groups.values()) {
@@ -268,6 +285,13 @@ async fn insert_rows(session: &Session, groups: &BTreeMap<&str, Group<'_>>) -> R
     }
     if new.is_empty() {
         return Ok(HashSet::new());
+    }
+    let mut refused = Vec::new();
+    for (id, trouble) in checks.refuse(session, &new).await? {
+        refused.extend(groups[id.as_str()].offers.iter().map(|offer| refused_by(trouble, offer)));
+    }
+    if !refused.is_empty() {
+        return Err(Undo::Without(refused));
     }
     let inserted = rows::insert(session, &new).await?;
     let mut inexact = Vec::new();

@@ -3,6 +3,7 @@
 //! Deliberately absent: anything that a transaction-mode pooler could not carry.
 
 pub mod adopt;
+pub mod checks;
 pub mod config;
 mod drain;
 pub mod errors;

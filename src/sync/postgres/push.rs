@@ -7,9 +7,10 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
+use super::checks::Checks;
 use super::errors::{Kind, Trouble};
 use super::fence;
-use super::merge::{Conflict, Merged, NOT_TAKEN, Offer, Recall, Refused, Undo, merge};
+use super::merge::{Conflict, Merged, NOT_TAKEN, Offer, Recall, Refused, Undo, merge, refused_by};
 use super::rows;
 use super::session::{Access, Limits, Session};
 use crate::domain::{LogPosition, NodeId, ParkedKey, Timestamp};
@@ -63,14 +64,17 @@ pub struct Window(VecDeque<Option<Cause>>);
 type Cause = (String, Option<String>);
 
 impl Window {
-    /// Takes in what came of a piece.
+    /// Takes in what came of a piece. Whatever there was less of counts as earlier, for they were mixed.
     ///
     /// # Errors
     ///
     /// [`Kind::Misconfigured`] when one cause refuses more than half of the last entries.
     fn saw(&mut self, taken: usize, refused: &[Refused]) -> Result<(), Trouble> {
-        self.0.extend(std::iter::repeat_n(None, taken.min(WINDOW)));
+        let taken_last = taken >= refused.len();
+        let none = |is_their_turn| std::iter::repeat_n(None, if is_their_turn { taken.min(WINDOW) } else { 0 });
+        self.0.extend(none(!taken_last));
         self.0.extend(refused.iter().map(|refused| Some((refused.code.clone(), refused.constraint.clone()))));
+        self.0.extend(none(taken_last));
         while self.0.len() > WINDOW {
             self.0.pop_front();
         }
@@ -113,9 +117,14 @@ impl Push<'_> {
     /// # Errors
     ///
     /// [`Kind::FenceMoved`] when the fence is not where the batch begins; else see [`Trouble`].
-    pub async fn run(&self, session: &mut Session, window: &mut Window) -> Result<Pushed, Trouble> {
+    pub async fn run(
+        &self,
+        session: &mut Session,
+        window: &mut Window,
+        checks: &mut Checks,
+    ) -> Result<Pushed, Trouble> {
         session.begin(Access::ReadWrite, Limits::default()).await?;
-        match self.work(session, window).await {
+        match self.work(session, window, checks).await {
             Ok(pushed) => Ok(pushed),
             Err(trouble) => {
                 if trouble.kind != Kind::Lost {
@@ -126,7 +135,7 @@ impl Push<'_> {
         }
     }
 
-    async fn work(&self, session: &Session, window: &mut Window) -> Result<Pushed, Trouble> {
+    async fn work(&self, session: &Session, window: &mut Window, checks: &mut Checks) -> Result<Pushed, Trouble> {
         let xid = fence::advance(session, self.node_id, self.from, self.to).await?;
         let mut pushed = Pushed { xid, ..Pushed::default() };
         let offers: Vec<&Offer> = self.offers.iter().collect();
@@ -147,7 +156,7 @@ impl Push<'_> {
                 Savepoint::Used => session.batch("RELEASE SAVEPOINT piece; SAVEPOINT piece").await?,
                 Savepoint::Fresh => {}
             }
-            let undo = match merge(session, &piece, &[], self.recall, self.now).await {
+            let undo = match merge(session, &piece, &[], self.recall, checks, self.now).await {
                 Ok(merged) => {
                     savepoint = Savepoint::Used;
                     window.saw(piece.len() - merged.refused.len(), &merged.refused)?;
@@ -157,13 +166,21 @@ impl Push<'_> {
                 Err(undo) => undo,
             };
             if let Undo::Trouble(trouble) = &undo
-                && trouble.kind != Kind::Entry
+                && !matches!(trouble.kind, Kind::Entry | Kind::Unasked)
             {
                 return Err(trouble.clone());
             }
             session.batch("ROLLBACK TO SAVEPOINT piece").await?;
             savepoint = Savepoint::Fresh;
             match undo {
+                Undo::Trouble(trouble) if trouble.kind == Kind::Unasked => {
+                    tracing::debug!(reason = %trouble, "constraints of PostgreSQL cannot be asked");
+                    checks.give_up();
+                    pieces.push_front((piece, next));
+                }
+                Undo::Trouble(trouble) if piece.len() > 1 && checks.learn(session, &trouble).await? => {
+                    pieces.push_front((piece, next));
+                }
                 Undo::Trouble(trouble) => {
                     pushed.in_pieces = true;
                     if let [culprit] = piece.as_slice() {
@@ -175,7 +192,7 @@ impl Push<'_> {
                     }
                 }
                 Undo::Without(culprits) => {
-                    window.saw(0, &culprits)?;
+                    window.saw(piece.len() - culprits.len(), &culprits)?;
                     let keys: HashSet<&ParkedKey> = culprits.iter().map(|culprit| &culprit.key).collect();
                     let rest = piece.into_iter().filter(|offer| !keys.contains(&offer.key)).collect();
                     pieces.push_front((rest, next));
@@ -232,15 +249,6 @@ fn split<'a>(whole: &[&'a Offer], mut next: usize, pieces: &mut VecDeque<(Vec<&'
     }
 }
 
-fn refused_by(trouble: &Trouble, offer: &Offer) -> Refused {
-    Refused {
-        key: offer.key.clone(),
-        code: trouble.code.clone().unwrap_or_default(),
-        constraint: trouble.constraint.clone(),
-        reason: trouble.words.clone(),
-    }
-}
-
 /// Which offers wait for rows that somebody else keeps locked just now.
 ///
 /// # Errors
@@ -286,6 +294,8 @@ mod tests {
         assert_eq!(window.saw(0, &refused(60, "23514")), Ok(()));
         assert_eq!(window.saw(0, &refused(60, "22003")), Ok(()));
         assert_eq!(window.saw(5_000, &refused(90, "23514")), Ok(()), "bad luck, not a bad table");
+        assert_eq!(window.saw(4_700, &refused(300, "23514")), Ok(()), "one in sixteen");
+        assert!(window.saw(2_000, &refused(3_000, "23514")).is_err(), "three of five");
         assert_eq!(Window::default().saw(0, &refused(300, "inexact_amount")), Ok(()));
     }
 }

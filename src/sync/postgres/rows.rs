@@ -14,7 +14,7 @@ use super::adopt::CentralRow;
 use super::errors::{Kind, Trouble};
 use super::fence::as_bigint;
 use super::payload::{self, CentralEvent, Unreadable, encode, from_system_time, to_system_time, uuid};
-use super::session::{Session, column};
+use super::session::{Parameter, Session, column};
 use crate::domain::{AgentId, Capability, Currency, Facts, LedgerEntry, Timestamp, TransactionId};
 
 /// A transaction that is to be made, and what its events amount to.
@@ -50,6 +50,63 @@ fn evidence_json(evidence: &[String]) -> String {
     serde_json::to_string(evidence).expect("a list of strings is JSON")
 }
 
+/// The columns of new transactions, as parameters of a statement.
+pub struct Rows<'a> {
+    ids: Vec<&'a str>,
+    created: Vec<SystemTime>,
+    payers: Vec<&'a str>,
+    providers: Vec<&'a str>,
+    capabilities: Vec<&'a str>,
+    amounts: Vec<String>,
+    currencies: Vec<&'a str>,
+    statuses: Vec<&'a str>,
+    contexts: Vec<&'a str>,
+    evidence: Vec<String>,
+}
+
+impl<'a> Rows<'a> {
+    /// Selects them, from the first ten parameters of the statement that it is put into.
+    pub const SQL: &'static str =
+        "SELECT id AS transaction_id, created_at, payer AS payer_agent, provider AS provider_agent,
+                    capability, amount::numeric AS amount, currency, status, context::jsonb AS context,
+                    evidence::jsonb AS evidence
+               FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+                    AS n(id, created_at, payer, provider, capability, amount, currency, status, context, evidence)";
+
+    /// Of these.
+    pub fn new(rows: &[NewRow<'a>]) -> Self {
+        let texts = |value: fn(&Facts) -> &str| rows.iter().map(|row| value(row.facts)).collect::<Vec<_>>();
+        Self {
+            ids: rows.iter().map(|row| row.transaction_id.as_str()).collect(),
+            created: rows.iter().map(|row| to_system_time(row.shown.created_at)).collect(),
+            payers: texts(|facts| facts.payer_agent.as_str()),
+            providers: texts(|facts| facts.provider_agent.as_str()),
+            capabilities: texts(|facts| facts.capability.as_str()),
+            amounts: rows.iter().map(|row| row.facts.amount.to_string()).collect(),
+            currencies: texts(|facts| facts.currency.as_str()),
+            statuses: rows.iter().map(|row| row.shown.status).collect(),
+            contexts: texts(|facts| facts.context.as_str()),
+            evidence: rows.iter().map(|row| evidence_json(&row.shown.evidence)).collect(),
+        }
+    }
+
+    /// In the order of [`SQL`](Self::SQL).
+    pub fn parameters(&self) -> [Parameter<'_>; 10] {
+        [
+            (&self.ids, Type::TEXT_ARRAY),
+            (&self.created, Type::TIMESTAMP_ARRAY),
+            (&self.payers, Type::TEXT_ARRAY),
+            (&self.providers, Type::TEXT_ARRAY),
+            (&self.capabilities, Type::TEXT_ARRAY),
+            (&self.amounts, Type::TEXT_ARRAY),
+            (&self.currencies, Type::TEXT_ARRAY),
+            (&self.statuses, Type::TEXT_ARRAY),
+            (&self.contexts, Type::TEXT_ARRAY),
+            (&self.evidence, Type::TEXT_ARRAY),
+        ]
+    }
+}
+
 /// Inserts the transactions that are not there. `rows` are sorted by id; those that were inserted are returned.
 ///
 /// # Errors
@@ -57,37 +114,16 @@ fn evidence_json(evidence: &[String]) -> String {
 /// See [`Trouble`]; so for every statement here.
 pub async fn insert(session: &Session, rows: &[NewRow<'_>]) -> Result<Vec<Inserted>, Trouble> {
     debug_assert!(rows.is_sorted_by_key(|row| row.transaction_id.as_str().as_bytes()));
-    let texts = |value: fn(&Facts) -> &str| rows.iter().map(|row| value(row.facts)).collect::<Vec<_>>();
-    let ids: Vec<_> = rows.iter().map(|row| row.transaction_id.as_str()).collect();
-    let created: Vec<SystemTime> = rows.iter().map(|row| to_system_time(row.shown.created_at)).collect();
-    let amounts: Vec<_> = rows.iter().map(|row| row.facts.amount.to_string()).collect();
-    let statuses: Vec<_> = rows.iter().map(|row| row.shown.status).collect();
-    let evidence: Vec<_> = rows.iter().map(|row| evidence_json(&row.shown.evidence)).collect();
-    let inserted = session
-        .query(
-            "INSERT INTO marketplace_transactions (transaction_id, created_at, payer_agent, provider_agent, capability,
-                                                   amount, currency, status, context, evidence)
-             SELECT id, created_at, payer, provider, capability, amount::numeric, currency, status, context::jsonb,
-                    evidence::jsonb
-               FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
-                    AS n(id, created_at, payer, provider, capability, amount, currency, status, context, evidence)
-              ORDER BY id COLLATE \"C\"
-             ON CONFLICT (transaction_id) DO NOTHING
-             RETURNING transaction_id, amount::text",
-            &[
-                (&ids, Type::TEXT_ARRAY),
-                (&created, Type::TIMESTAMP_ARRAY),
-                (&texts(|facts| facts.payer_agent.as_str()), Type::TEXT_ARRAY),
-                (&texts(|facts| facts.provider_agent.as_str()), Type::TEXT_ARRAY),
-                (&texts(|facts| facts.capability.as_str()), Type::TEXT_ARRAY),
-                (&amounts, Type::TEXT_ARRAY),
-                (&texts(|facts| facts.currency.as_str()), Type::TEXT_ARRAY),
-                (&statuses, Type::TEXT_ARRAY),
-                (&texts(|facts| facts.context.as_str()), Type::TEXT_ARRAY),
-                (&evidence, Type::TEXT_ARRAY),
-            ],
-        )
-        .await?;
+    let sql = format!(
+        "INSERT INTO marketplace_transactions (transaction_id, created_at, payer_agent, provider_agent, capability,
+                                               amount, currency, status, context, evidence)
+         {}
+          ORDER BY id COLLATE \"C\"
+         ON CONFLICT (transaction_id) DO NOTHING
+         RETURNING transaction_id, amount::text",
+        Rows::SQL
+    );
+    let inserted = session.query(&sql, &Rows::new(rows).parameters()).await?;
     let read = |row: &Row| Ok(Inserted { transaction_id: column(row, 0)?, amount: column(row, 1)? });
     inserted.iter().map(read).collect()
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::checks::Checks;
 use super::errors::{Kind, Trouble};
 use super::merge::{Undo, merge};
 use super::rows;
@@ -299,7 +300,7 @@ impl Run {
     async fn adopt(&mut self, session: &mut Session, piece: Vec<Marked>, now: Timestamp) -> Result<(), Trouble> {
         let ids: Vec<TransactionId> = piece.iter().map(|marked| marked.transaction_id.clone()).collect();
         session.begin(Access::ReadWrite, LIMITS).await?;
-        let trouble = match merge(session, &[], &ids, &|_| Ok(None), now).await {
+        let trouble = match merge(session, &[], &ids, &|_| Ok(None), &Checks::default(), now).await {
             Ok(merged) => {
                 session.commit().await?;
                 self.adopted += merged.adopted;
