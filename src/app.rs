@@ -21,12 +21,13 @@ use tokio::sync::watch;
 
 use crate::access::Access;
 use crate::clock::{Clock, SystemClock};
-use crate::config::{CentralUrl, ReplicationSettings, ServeSettings, StoreLocation, Token, read_token};
+use crate::config::{CentralUrl, Certificate, ReplicationSettings, ServeSettings, StoreLocation, Token, read_token};
 use crate::engine::{Engine, Location, OpenError, Options};
 use crate::exporter::{self, ExporterOptions};
 use crate::http::{self, Api, Limits, Listener, ServerInfo};
 use crate::metrics::Metrics;
 use crate::sync::{self, CurrentUrl, SyncOptions};
+use crate::tls::server::CurrentTls;
 
 /// When shutting down has taken this long, the disk hangs and the process leaves it.
 const SHUTDOWN_LIMIT: Duration = Duration::from_millis(9_500);
@@ -71,6 +72,13 @@ pub fn serve(settings: ServeSettings) -> Result<(), ServeError> {
     let access = Arc::new(Access::new(settings.allowed_hosts.clone(), secret));
     let (stop, stopped) = watch::channel(false);
     let (credentials, reloaded) = Credentials::new(&settings, Arc::clone(&access));
+    let tls = credentials.certificate.as_ref().map(|(_, current)| Arc::clone(current));
+    if tls.is_none() && !settings.listen.ip().to_canonical().is_loopback() {
+        tracing::warn!(
+            listen = %settings.listen,
+            "the token travels in plain text to whoever is on the way; --tls-cert and --tls-key encrypt it"
+        );
+    }
     let sync = settings.replication.is_configured().then(|| SyncOptions {
         engine: engine.clone(),
         metrics: metrics.clone(),
@@ -97,7 +105,7 @@ pub fn serve(settings: ServeSettings) -> Result<(), ServeError> {
     let info = Arc::new(ServerInfo { version: env!("CARGO_PKG_VERSION"), started, listen: ArcSwap::default() });
     let api = Api { engine: engine.clone(), metrics: metrics.clone(), access: Arc::clone(&access), info };
     let sync_thread = sync.map(sync::spawn).transpose().map_err(ServeError::io("cannot start replication"))?;
-    let served = runtime.block_on(run(api, settings.metrics_listen, tcp, unix.zip(socket), stopped));
+    let served = runtime.block_on(run(api, settings.metrics_listen, tcp, tls, unix.zip(socket), stopped));
     // Reads that still run on the runtime's threads end with their process; they hold nothing that must be closed.
     runtime.shutdown_background();
     if sync_thread.is_some_and(|thread| thread.join().is_err()) {
@@ -136,13 +144,17 @@ async fn run(
     api: Api,
     metrics_listen: Option<SocketAddr>,
     tcp: TcpListener,
+    tls: Option<CurrentTls>,
     socket: Option<(UnixListener, SocketFile)>,
     stopped: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
     let address = tcp.local_addr().map_err(ServeError::io("cannot tell the address that was bound"))?;
     let tcp = tokio::net::TcpListener::from_std(tcp).map_err(ServeError::io(format!("cannot listen on {address}")))?;
-    let mut listeners = vec![Listener::Tcp(tcp)];
-    let mut addresses = vec![address.to_string()];
+    let (listener, shown) = match tls {
+        Some(tls) => (Listener::Tls(tcp, tls), format!("https://{address}")),
+        None => (Listener::Tcp(tcp), address.to_string()),
+    };
+    let (mut listeners, mut addresses) = (vec![listener], vec![shown]);
     let mut socket_file = None;
     if let Some((unix, file)) = socket {
         let refused = ServeError::io(format!("cannot listen on {}", file.0.display()));
@@ -208,6 +220,7 @@ fn watch_signals(signals: &mut Signals, stop: &watch::Sender<bool>, credentials:
 struct Credentials {
     token: Option<Token>,
     access: Arc<Access>,
+    certificate: Option<(Certificate, CurrentTls)>,
     redis: Option<Central>,
     postgres: Option<Central>,
     reloaded: watch::Sender<u64>,
@@ -232,7 +245,11 @@ impl Credentials {
         let ReplicationSettings { redis, postgres, .. } = &settings.replication;
         let (redis, postgres) = (redis.as_ref().map(Central::new), postgres.as_ref().map(Central::new));
         let (reloaded, watched) = watch::channel(0);
-        (Self { token: settings.token.clone(), access, redis, postgres, reloaded }, watched)
+        let certificate = settings.certificate.clone().map(|certificate| {
+            let current = Arc::new(ArcSwap::new(Arc::clone(&certificate.config)));
+            (certificate, current)
+        });
+        (Self { token: settings.token.clone(), access, certificate, redis, postgres, reloaded }, watched)
     }
 
     /// Rereads every file that a secret came from, and lets the sinks connect anew.
@@ -246,6 +263,15 @@ impl Credentials {
                 Err(error) => tracing::error!(%error, "the token was not reread; the old one stays"),
             }
         }
+        if let Some((certificate, current)) = &self.certificate {
+            match certificate.reread() {
+                Ok(certificate) => {
+                    current.store(certificate.config);
+                    tracing::info!("the certificate of the API was reread");
+                }
+                Err(error) => tracing::error!(%error, "the certificate was not reread; the old one stays"),
+            }
+        }
         for central in self.redis.iter().chain(&self.postgres) {
             match central.configured.reread() {
                 Ok(Some(url)) => {
@@ -256,7 +282,7 @@ impl Credentials {
                 Err(error) => tracing::error!(%error, "a URL was not reread; the old one stays"),
             }
         }
-        if self.token.is_none() && self.redis.is_none() && self.postgres.is_none() {
+        if self.token.is_none() && self.certificate.is_none() && self.redis.is_none() && self.postgres.is_none() {
             tracing::info!("SIGHUP: no credential file is configured, there is nothing to reread");
         }
         self.reloaded.send_modify(|times| *times += 1);

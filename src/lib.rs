@@ -26,8 +26,8 @@
 //! # }
 //! ```
 //!
-//! Who may import whom: `main → cli → app → { http, sync, exporter } → engine → store → domain`; [`clock`], [`metrics`] and
-//! [`access`] are leaves that anyone may use.
+//! Who may import whom: `main → cli → app → { http, sync, exporter } → engine → store → domain`; [`clock`], [`metrics`],
+//! [`access`] and [`tls`] are leaves that anyone may use.
 
 pub mod access;
 pub mod app;
@@ -41,6 +41,7 @@ pub mod http;
 pub mod metrics;
 pub mod store;
 pub mod sync;
+pub mod tls;
 
 pub use engine::{
     AgentFilter, Balance, BalanceSide, Engine, Error, Export, Idempotency, LeaseState, Location, OpenError, Options,

@@ -202,7 +202,7 @@ fn usage_errors_are_64_and_say_so_on_stderr() {
         "completions powershell",
         "status surplus",
         "status --url not-a-url",
-        "status --url https://127.0.0.1:1",
+        "status --url ftp://127.0.0.1:1",
         "status --url http://127.0.0.1:1 --socket /s",
     ] {
         let output = expect(run(words), 64);

@@ -37,6 +37,9 @@ pub struct GlobalArgs {
     /// A file with the bearer token in its first line [env: TRADEPOST_TOKEN_FILE]
     #[arg(long, global = true, value_name = "FILE", help_heading = "Connection")]
     pub token_file: Option<PathBuf>,
+    /// A PEM file with the certificates to trust for https:// [env: TRADEPOST_CA_FILE] [default: the system's]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Connection")]
+    pub ca_file: Option<PathBuf>,
     /// Print the API's own JSON instead of tables
     #[arg(long, global = true)]
     pub json: bool,

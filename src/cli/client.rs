@@ -2,9 +2,10 @@
 //!
 //! A request that may be repeated is, when the connection breaks or the server answers 503, up to two more times; a
 //! server that stays silent is not asked again.
-//! Whatever else happens, it is said whether the request may have been carried out. Deliberately absent: TLS, which
-//! a sidecar does not speak; connection reuse, which a command of a few requests does not need; proxies.
+//! Whatever else happens, it is said whether the request may have been carried out. Deliberately absent: connection
+//! reuse, which a command of a few requests does not need; proxies.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
@@ -13,15 +14,19 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use uuid::Uuid;
 
 use super::failure::Failure;
 use super::place::{Place, Target};
+use crate::tls::client::{Roots, Verification, client_config};
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// The server gives every request 30 s; an answer after 40 does not come.
@@ -240,10 +245,15 @@ impl Client {
         for place in &self.target.places {
             let attempt = async {
                 match place {
-                    Place::Tcp { host, port } => {
+                    Place::Tcp { host, port, encrypted } => {
                         let name = host.trim_matches(['[', ']']);
                         let stream = TcpStream::connect((name, *port)).await.map_err(|error| error.to_string())?;
-                        Ok::<_, String>((handshake(stream).await?, format!("{host}:{port}")))
+                        let sender = if *encrypted {
+                            handshake(encrypt(stream, name, &self.target.roots).await?).await?
+                        } else {
+                            handshake(stream).await?
+                        };
+                        Ok::<_, String>((sender, format!("{host}:{port}")))
                     }
                     Place::Unix(path) => {
                         let stream = UnixStream::connect(path).await.map_err(|error| error.to_string())?;
@@ -280,6 +290,13 @@ fn failure(call: &Call, broken: Broken) -> Failure {
             ))
         }
     }
+}
+
+/// Speaks TLS with the server, if its certificate is for this name and can be believed.
+async fn encrypt(stream: TcpStream, name: &str, roots: &Roots) -> Result<TlsStream<TcpStream>, String> {
+    let config = client_config(Verification::Full, roots).map_err(|error| error.to_string())?;
+    let name = ServerName::try_from(name.to_owned()).map_err(|error| error.to_string())?;
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| causes(&error))
 }
 
 async fn handshake<S>(stream: S) -> Result<SendRequest<Full<Bytes>>, String>

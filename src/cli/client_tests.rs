@@ -25,9 +25,12 @@ fn serve(answers: Vec<&'static str>) -> (Client, thread::JoinHandle<Vec<String>>
         };
         answers.into_iter().map(answer).collect()
     });
-    let places = vec![Place::Unix("/nowhere/tradepost.sock".into()), Place::Tcp { host: "127.0.0.1".to_owned(), port }];
+    let places = vec![
+        Place::Unix("/nowhere/tradepost.sock".into()),
+        Place::Tcp { host: "127.0.0.1".to_owned(), port, encrypted: false },
+    ];
     let token = Some(SecretString::from("t0ken"));
-    (Client::new(Target { places, token }).unwrap(), server)
+    (Client::new(Target { places, token, roots: Roots::System }).unwrap(), server)
 }
 
 const BREAK_OFF: &str = "";

@@ -88,6 +88,7 @@ fn print(
             url: global.url.as_deref(),
             socket: global.socket.as_deref(),
             token_file: global.token_file.as_deref(),
+            ca_file: global.ca_file.as_deref(),
         };
         Client::new(Target::find(&typed, variable)?)
     };

@@ -9,6 +9,7 @@ use url::{Host, Url};
 
 use super::failure::{Exit, Failure};
 use crate::config::{data_directory, default_socket, read_token};
+use crate::tls::client::Roots;
 
 const DEFAULT_AUTHORITY: (&str, u16) = ("127.0.0.1", 7700);
 
@@ -21,6 +22,8 @@ pub enum Place {
         host: String,
         /// The port.
         port: u16,
+        /// Whether it is spoken to over TLS.
+        encrypted: bool,
     },
     /// On a Unix socket.
     Unix(PathBuf),
@@ -29,7 +32,9 @@ pub enum Place {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp { host, port } => write!(f, "http://{host}:{port}"),
+            Self::Tcp { host, port, encrypted } => {
+                write!(f, "{}://{host}:{port}", if *encrypted { "https" } else { "http" })
+            }
             Self::Unix(path) => write!(f, "{}", path.display()),
         }
     }
@@ -42,6 +47,8 @@ pub struct Target {
     pub places: Vec<Place>,
     /// What requests carry, if anything.
     pub token: Option<SecretString>,
+    /// Whose signature under a server's certificate is trusted.
+    pub roots: Roots,
 }
 
 /// The global flags, as typed.
@@ -50,6 +57,7 @@ pub struct Typed<'a> {
     pub url: Option<&'a str>,
     pub socket: Option<&'a Path>,
     pub token_file: Option<&'a Path>,
+    pub ca_file: Option<&'a Path>,
 }
 
 impl Target {
@@ -60,6 +68,8 @@ impl Target {
         let token_file =
             typed.token_file.map(Path::to_owned).or_else(|| present("TRADEPOST_TOKEN_FILE").map(Into::into));
         let token = token_file.as_deref().map(read_token).transpose()?;
+        let ca_file = typed.ca_file.map(Path::to_owned).or_else(|| present("TRADEPOST_CA_FILE").map(Into::into));
+        let roots = ca_file.map_or(Roots::System, Roots::File);
         let places = match (typed.url, typed.socket) {
             (Some(_), Some(_)) => {
                 return Err(Failure::usage("--url and --socket cannot be given together: they name two places"));
@@ -80,7 +90,7 @@ impl Target {
                 }
             },
         };
-        Ok(Self { places, token })
+        Ok(Self { places, token, roots })
     }
 }
 
@@ -93,7 +103,7 @@ fn refused_flag(url: &str, reason: &str) -> Failure {
 
 fn default_tcp() -> Place {
     let (host, port) = DEFAULT_AUTHORITY;
-    Place::Tcp { host: host.to_owned(), port }
+    Place::Tcp { host: host.to_owned(), port, encrypted: false }
 }
 
 /// `none` is what `serve` takes for no socket, and may stand in an environment that both share.
@@ -104,15 +114,11 @@ fn socket_or_tcp(socket: PathBuf) -> Vec<Place> {
 fn parse_url(text: &str) -> Result<Place, String> {
     const EXAMPLE: &str = "write it like http://127.0.0.1:7700";
     let url = Url::parse(text).map_err(|error| format!("is not a URL ({error}); {EXAMPLE}"))?;
-    match url.scheme() {
-        "http" => {}
-        "https" => {
-            return Err("https is not spoken here: a sidecar serves plain HTTP on its own machine; use http://, or a \
-                        proxy or tunnel that ends TLS"
-                .to_owned());
-        }
+    let encrypted = match url.scheme() {
+        "http" => false,
+        "https" => true,
         scheme => return Err(format!("has the scheme {scheme:?}; {EXAMPLE}")),
-    }
+    };
     if !url.username().is_empty() || url.password().is_some() {
         return Err("must not hold a user or password; tokens come from --token-file".to_owned());
     }
@@ -125,7 +131,8 @@ fn parse_url(text: &str) -> Result<Place, String> {
         Some(Host::Ipv6(address)) => format!("[{address}]"),
         None => return Err(format!("names no host; {EXAMPLE}")),
     };
-    Ok(Place::Tcp { host, port: url.port_or_known_default().unwrap_or(80) })
+    let port = url.port_or_known_default().expect("both schemes have a port");
+    Ok(Place::Tcp { host, port, encrypted })
 }
 
 #[cfg(test)]
@@ -168,7 +175,6 @@ mod tests {
     #[test]
     fn a_url_is_http_host_and_port_and_nothing_else() {
         for (url, words) in [
-            ("https://h:7700", "https is not spoken here"),
             ("127.0.0.1:7700", "write it like http://127.0.0.1:7700"),
             ("localhost:7700", "has the scheme \"localhost\""),
             ("http://u@h", "--token-file"),
@@ -180,12 +186,14 @@ mod tests {
             assert_eq!(refusal.exit(), Exit::Usage);
             assert!(format!("{refusal:?}").contains(&words.replace('"', "\\\"")), "{refusal:?}");
         }
-        let refusal = places(&Typed::default(), &[("TRADEPOST_URL", "https://h")]).unwrap_err();
+        let refusal = places(&Typed::default(), &[("TRADEPOST_URL", "ftp://h")]).unwrap_err();
         assert_eq!(refusal.exit(), Exit::Configuration);
         let refusal = places(&Typed { url: Some("http://u:s3cret@h"), ..Typed::default() }, &[]).unwrap_err();
         assert_eq!(refusal.exit(), Exit::Configuration);
         assert!(!format!("{refusal:?}").contains("s3cret"), "{refusal:?}");
         let default_port = places(&Typed { url: Some("http://sidecar"), ..Typed::default() }, &[]).unwrap();
         assert_eq!(default_port, ["http://sidecar:80"]);
+        let encrypted = places(&Typed { url: Some("https://sidecar"), ..Typed::default() }, &[]).unwrap();
+        assert_eq!(encrypted, ["https://sidecar:443"]);
     }
 }

@@ -46,6 +46,12 @@ pub struct ServeArgs {
     /// Ask every request for the bearer token in this file's first line; reread on SIGHUP
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+    /// Serve the API over TLS with the certificate chain in this PEM file; reread on SIGHUP
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its private key, in a PEM file that nobody else can read
+    #[arg(long, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
     /// Also answer to this Host (may be repeated)
     #[arg(long, value_name = "HOST")]
     pub allowed_host: Vec<OsString>,
@@ -96,6 +102,8 @@ impl ServeArgs {
         values.set(Setting::MetricsListen, self.metrics_listen);
         values.set(Setting::AgentTtl, self.agent_ttl);
         values.set(Setting::TokenFile, self.token_file);
+        values.set(Setting::TlsCert, self.tls_cert);
+        values.set(Setting::TlsKey, self.tls_key);
         let hosts = Some(self.allowed_host.join(",".as_ref())).filter(|hosts| !hosts.is_empty());
         values.set(Setting::AllowedHost, hosts);
         values.set(Setting::RedisUrl, self.redis_url);
@@ -183,7 +191,15 @@ mod tests {
                     --allowed-host a --allowed-host b --redis-url redis://h --postgres-url postgres://h --stale-for 1h \
                     --legacy-writers --log-format json --log-level debug";
         let rows = resolved(line).unwrap().rows;
-        let untouched = [Setting::InMemory, Setting::TokenFile, Setting::RedisUrlFile, Setting::PostgresUrlFile];
+        // Those that are files have to be there.
+        let untouched = [
+            Setting::InMemory,
+            Setting::TokenFile,
+            Setting::TlsCert,
+            Setting::TlsKey,
+            Setting::RedisUrlFile,
+            Setting::PostgresUrlFile,
+        ];
         for row in rows {
             let expected = if untouched.contains(&row.setting) { Source::Default } else { Source::Flag };
             assert_eq!(row.source, expected, "{}", row.setting);

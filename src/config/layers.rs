@@ -18,6 +18,8 @@ pub enum Setting {
     MetricsListen,
     AgentTtl,
     TokenFile,
+    TlsCert,
+    TlsKey,
     AllowedHost,
     RedisUrl,
     RedisUrlFile,
@@ -31,7 +33,7 @@ pub enum Setting {
 
 impl Setting {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::InMemory,
         Self::DataDir,
         Self::Listen,
@@ -39,6 +41,8 @@ impl Setting {
         Self::MetricsListen,
         Self::AgentTtl,
         Self::TokenFile,
+        Self::TlsCert,
+        Self::TlsKey,
         Self::AllowedHost,
         Self::RedisUrl,
         Self::RedisUrlFile,
@@ -60,6 +64,8 @@ impl Setting {
             Self::MetricsListen => "metrics-listen",
             Self::AgentTtl => "agent-ttl",
             Self::TokenFile => "token-file",
+            Self::TlsCert => "tls-cert",
+            Self::TlsKey => "tls-key",
             Self::AllowedHost => "allowed-host",
             Self::RedisUrl => "redis-url",
             Self::RedisUrlFile => "redis-url-file",

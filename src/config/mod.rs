@@ -20,7 +20,7 @@ use thiserror::Error;
 pub use directory::{STORE_FILE, data_directory, default_socket, store_file};
 pub use file::ConfigFile;
 pub use layers::{Layers, Setting, Values};
-pub use secret::{CentralUrl, Token, read_token};
+pub use secret::{CentralUrl, Certificate, Token, read_token};
 pub use serve::{LogSettings, ReplicationSettings, Resolved, Row, ServeSettings, StoreLocation, postgres_url};
 pub use values::{LogFormat, LogLevel};
 

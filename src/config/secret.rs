@@ -5,10 +5,13 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use rustls::ServerConfig;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::ConfigError;
+use crate::tls::server::server_config;
 
 const LARGEST_SECRET_BYTES: u64 = 64 * 1024;
 
@@ -90,6 +93,44 @@ pub fn read_token(file: &Path) -> Result<SecretString, ConfigError> {
         ));
     }
     Ok(SecretString::from(token))
+}
+
+/// What the API is encrypted with: a certificate and its key, and the files to read them from again.
+#[derive(Clone)]
+pub struct Certificate {
+    certificate: PathBuf,
+    key: PathBuf,
+    /// Both, as they were read last.
+    pub config: Arc<ServerConfig>,
+}
+
+impl Certificate {
+    /// Reads both files, in PEM.
+    ///
+    /// # Errors
+    /// One of them cannot be read, the key can be read by its group or others, or they do not belong together.
+    pub fn read(certificate: &Path, key: &Path) -> Result<Self, ConfigError> {
+        let chain = read_file(certificate, LARGEST_SECRET_BYTES)?;
+        let secret = read_file(key, LARGEST_SECRET_BYTES)?;
+        secret.require_private("it holds a private key")?;
+        let config =
+            server_config(&chain.text, &secret.text).map_err(|reason| ConfigError::new(&chain.place, reason))?;
+        Ok(Self { certificate: certificate.to_owned(), key: key.to_owned(), config: Arc::new(config) })
+    }
+
+    /// Reads them again.
+    ///
+    /// # Errors
+    /// As for [`read`](Self::read).
+    pub fn reread(&self) -> Result<Self, ConfigError> {
+        Self::read(&self.certificate, &self.key)
+    }
+}
+
+impl fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Certificate").field("certificate", &self.certificate).field("key", &self.key).finish()
+    }
 }
 
 /// The URL of a central system. Shown with its password as `***`.

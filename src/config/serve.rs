@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::directory::{default_directory, default_socket, store_file};
 use super::layers::{Found, Layers, Setting};
-use super::secret::{CentralUrl, Token};
+use super::secret::{CentralUrl, Certificate, Token};
 use super::values::{self, LogFormat, LogLevel};
 use super::{ConfigError, Source};
 use crate::domain::Ttl;
@@ -36,6 +36,8 @@ pub struct ServeSettings {
     pub agent_ttl: Ttl,
     /// What every request must carry.
     pub token: Option<Token>,
+    /// What the API is encrypted with on TCP.
+    pub certificate: Option<Certificate>,
     /// Names for `Host` besides loopback and the listener's own.
     pub allowed_hosts: Vec<String>,
     /// The central systems.
@@ -126,6 +128,7 @@ impl ServeSettings {
         let metrics_listen = picked.value(Setting::MetricsListen, DEFAULT_METRICS_LISTEN, or_none(values::address))?;
         let agent_ttl = picked.value(Setting::AgentTtl, &Ttl::default().seconds().to_string(), values::ttl)?;
         let token = picked.token()?;
+        let certificate = picked.certificate()?;
         let allowed_hosts = picked.value(Setting::AllowedHost, "", values::hosts)?;
         let redis = picked.central(Setting::RedisUrl, Setting::RedisUrlFile, REDIS_SCHEMES)?;
         let postgres = picked.central(Setting::PostgresUrl, Setting::PostgresUrlFile, POSTGRES_SCHEMES)?;
@@ -146,8 +149,18 @@ impl ServeSettings {
 
         let replication = ReplicationSettings { redis, postgres, stale_for, legacy_writers };
         let log = LogSettings { format, level };
-        let settings =
-            Self { store, listen, socket, metrics_listen, agent_ttl, token, allowed_hosts, replication, log };
+        let settings = Self {
+            store,
+            listen,
+            socket,
+            metrics_listen,
+            agent_ttl,
+            token,
+            certificate,
+            allowed_hosts,
+            replication,
+            log,
+        };
         let mut rows = picked.rows;
         rows.sort_by_key(|row| row.setting);
         Ok(Resolved { settings, rows })
@@ -269,6 +282,26 @@ impl Picked<'_> {
         let token = Token::read(&file).map_err(|error| in_place(Setting::TokenFile, &source, error))?;
         self.record(Setting::TokenFile, path_value(&file), source);
         Ok(Some(token))
+    }
+
+    /// A certificate and its key; neither is of any use alone.
+    fn certificate(&mut self) -> Result<Option<Certificate>, ConfigError> {
+        let (certificate, key) = (self.path(Setting::TlsCert)?, self.path(Setting::TlsKey)?);
+        for (setting, file) in [(Setting::TlsCert, &certificate), (Setting::TlsKey, &key)] {
+            let (value, source) = match file {
+                Some((file, source)) => (path_value(file), source.clone()),
+                None => (Value::Null, Source::Default),
+            };
+            self.record(setting, value, source);
+        }
+        match (certificate, key) {
+            (None, None) => Ok(None),
+            (Some((certificate, source)), Some((key, _))) => Certificate::read(&certificate, &key)
+                .map(Some)
+                .map_err(|error| in_place(Setting::TlsCert, &source, error)),
+            (Some(_), None) => Err(self.refuse(Setting::TlsCert, "needs its key; give --tls-key as well")),
+            (None, Some(_)) => Err(self.refuse(Setting::TlsKey, "needs its certificate; give --tls-cert as well")),
+        }
     }
 
     /// A URL or a file that holds it: again two answers to one question.

@@ -14,7 +14,6 @@ pub mod driver;
 pub mod postgres;
 pub mod redis;
 pub mod state;
-pub mod tls;
 
 use std::io;
 use std::rc::Rc;

@@ -106,13 +106,17 @@ impl Setup {
             socket: None,
         };
         let line = sidecar.log_line("serving the API");
+        let mut is_encrypted = false;
         for address in line["listen"].as_str().expect("the addresses are logged").split(' ') {
-            match address.strip_prefix("unix:") {
-                Some(path) => sidecar.socket = Some(PathBuf::from(path)),
-                None => sidecar.address = address.parse().expect("an address is logged"),
+            if let Some(path) = address.strip_prefix("unix:") {
+                sidecar.socket = Some(PathBuf::from(path));
+                continue;
             }
+            let tcp = address.strip_prefix("https://");
+            is_encrypted = tcp.is_some();
+            sidecar.address = tcp.unwrap_or(address).parse().expect("an address is logged");
         }
-        let mut client = sidecar.client();
+        let mut client = if is_encrypted { sidecar.socket_client() } else { sidecar.client() };
         wait_for("readiness", || {
             client.try_call(&super::http::Request::get("/readyz")).ok().filter(|a| a.status == 200)
         });

@@ -19,9 +19,12 @@ use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
 use super::slots::Slot;
@@ -32,6 +35,8 @@ use crate::http::gate::{OTHER, Peer};
 use crate::http::problem::{Code, Problem};
 use crate::metrics::Metrics;
 
+/// With which byte a TLS client begins.
+const TLS_HANDSHAKE: u8 = 22;
 const MAX_HEADERS: usize = 100;
 const MAX_HEAD_BYTES: usize = 32 * 1024;
 /// hyper's buffers; the head's limit is kept separately, so this one only sizes reads and writes.
@@ -79,6 +84,32 @@ enum End {
 }
 
 impl Connection {
+    /// Encrypts it, and serves it to its end. The handshake has the time that a head has.
+    pub(super) async fn run_encrypted(mut self, stream: TcpStream, config: Arc<ServerConfig>) {
+        let encrypt = async {
+            let mut first = [0];
+            let is_handshake = stream.peek(&mut first).await.is_ok_and(|count| count == 1) && first[0] == TLS_HANDSHAKE;
+            if is_handshake { Ok(TlsAcceptor::from(config).accept(stream).await) } else { Err((stream, first[0])) }
+        };
+        let encrypted = tokio::select! {
+            biased;
+            encrypted = timeout(self.limits.head_deadline, encrypt) => encrypted,
+            () = self.slot.evicted() => return,
+            () = stopped(&mut self.shutdown) => return,
+        };
+        match encrypted {
+            Ok(Ok(Ok(stream))) => self.run(stream).await,
+            Ok(Ok(Err(error))) => tracing::debug!(%error, "a client and this server did not come to terms on TLS"),
+            Ok(Err((stream, first))) if first.is_ascii_uppercase() => {
+                let problem = Problem::malformed("this port speaks TLS only; write https:// instead of http://");
+                self.metrics.http_request(OTHER, OTHER, problem.status().as_u16(), Duration::ZERO);
+                close(stream, Some(&problem), true).await;
+            }
+            Ok(Err(_)) => {}
+            Err(_) => tracing::debug!("a TLS handshake took too long"),
+        }
+    }
+
     /// Serves it to its end.
     pub(super) async fn run<S: AsyncRead + AsyncWrite + Send + Unpin>(mut self, stream: S) {
         let began = Instant::now();

@@ -15,8 +15,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -28,6 +29,7 @@ use super::problem::{Code, Problem};
 use super::router::router_within;
 use super::{Api, Limits};
 use crate::metrics::Metrics;
+use crate::tls::server::CurrentTls;
 
 /// How long accepting rests when the system refuses, for want of descriptors as a rule.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
@@ -39,6 +41,8 @@ const POLITE_REFUSALS: usize = 32;
 pub enum Listener {
     /// TCP.
     Tcp(TcpListener),
+    /// TCP, encrypted.
+    Tls(TcpListener, CurrentTls),
     /// A Unix socket.
     Unix(UnixListener),
 }
@@ -83,7 +87,7 @@ async fn accept(listener: Listener, shared: Arc<Shared>, shutdown: watch::Receiv
             biased;
             () = stopped(&mut stop) => break,
             accepted = accept_one(&listener) => match accepted {
-                Ok((stream, local)) => admit(stream, local, &shared, &shutdown, &mut connections),
+                Ok((accepted, local)) => admit(accepted, local, &shared, &shutdown, &mut connections),
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
@@ -109,30 +113,46 @@ async fn stopped(shutdown: &mut watch::Receiver<bool>) {
     drop(shutdown.wait_for(|stop| *stop).await);
 }
 
-/// A stream of either kind.
+/// A stream of any kind that needs nothing more.
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
-async fn accept_one(listener: &Listener) -> io::Result<(Box<dyn Stream>, Option<SocketAddr>)> {
+/// What was accepted.
+enum Accepted {
+    Plain(Box<dyn Stream>),
+    /// To be encrypted first.
+    Tls(TcpStream, Arc<ServerConfig>),
+}
+
+async fn accept_one(listener: &Listener) -> io::Result<(Accepted, Option<SocketAddr>)> {
     match listener {
         Listener::Tcp(listener) => {
-            let (stream, _) = listener.accept().await?;
-            // Answers are written whole; only slower without.
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(%error, "TCP_NODELAY was refused");
-            }
-            let local = stream.local_addr()?;
-            Ok((Box::new(stream), Some(local)))
+            let (stream, local) = accept_tcp(listener).await?;
+            Ok((Accepted::Plain(Box::new(stream)), Some(local)))
+        }
+        Listener::Tls(listener, config) => {
+            let (stream, local) = accept_tcp(listener).await?;
+            Ok((Accepted::Tls(stream, config.load_full()), Some(local)))
         }
         Listener::Unix(listener) => {
             let (stream, _) = listener.accept().await?;
-            Ok((Box::new(stream), None))
+            Ok((Accepted::Plain(Box::new(stream)), None))
         }
     }
 }
 
+async fn accept_tcp(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    let (stream, _) = listener.accept().await?;
+    // Answers are written whole; only slower without.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "TCP_NODELAY was refused");
+    }
+    let local = stream.local_addr()?;
+    Ok((stream, local))
+}
+
 fn admit(
-    stream: Box<dyn Stream>,
+    accepted: Accepted,
     local: Option<SocketAddr>,
     shared: &Arc<Shared>,
     shutdown: &watch::Receiver<bool>,
@@ -141,7 +161,8 @@ fn admit(
     let Some(slot) = shared.slots.take() else {
         let problem = Problem::new(Code::Overloaded, "all connections are busy; try again shortly");
         shared.metrics.http_request(OTHER, OTHER, problem.status().as_u16(), Duration::ZERO);
-        if let Ok(permit) = Arc::clone(&shared.refusals).try_acquire_owned() {
+        // Encrypting just to refuse would be work for whoever wants to make some.
+        if let (Accepted::Plain(stream), Ok(permit)) = (accepted, Arc::clone(&shared.refusals).try_acquire_owned()) {
             connections.spawn(async move {
                 connection::refuse(stream, &problem).await;
                 drop(permit);
@@ -157,5 +178,8 @@ fn admit(
         slot,
         shutdown: shutdown.clone(),
     };
-    connections.spawn(connection.run(stream));
+    match accepted {
+        Accepted::Plain(stream) => connections.spawn(connection.run(stream)),
+        Accepted::Tls(stream, config) => connections.spawn(connection.run_encrypted(stream, config)),
+    };
 }

@@ -25,7 +25,8 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::errors::{Kind, Trouble};
 use super::session::Session;
-use crate::sync::tls::{self, Roots, TlsError, Verification};
+use crate::tls::TlsError;
+use crate::tls::client::{self as tls, Roots, Verification};
 
 /// How long one address may take to answer, unless the URL says otherwise.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);

@@ -1,4 +1,4 @@
-//! TLS towards central systems: rustls with ring, and how much of a server's certificate is believed.
+//! TLS towards servers: how much of a server's certificate is believed.
 //!
 //! One certificate is looked at in three ways, because operators know libpq's: not at all, its chain only, or its chain
 //! and its name. A certificate that stands among the given roots itself is trusted as it is, so that a self-signed one
@@ -8,17 +8,17 @@
 //! certificates, revocation lists.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
-use thiserror::Error as ThisError;
+
+use super::{TlsError, read_certificates};
 
 /// What is asked of a server's certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,25 +38,6 @@ pub enum Roots {
     System,
     /// The certificates in this PEM file.
     File(PathBuf),
-}
-
-/// Why no TLS can be set up, before any server is asked.
-#[derive(Debug, Clone, PartialEq, Eq, ThisError)]
-pub enum TlsError {
-    /// The file with the roots cannot be used.
-    #[error("the certificates in {} cannot be used: {reason}", .path.display())]
-    File {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
-    /// The system trusts nobody.
-    #[error("the system has no trusted root certificates: {reason}")]
-    System {
-        /// What was found instead.
-        reason: String,
-    },
 }
 
 /// How to speak TLS with a server. Reads the roots from the disk where `verification` needs them.
@@ -91,16 +72,6 @@ fn certificates(roots: &Roots) -> Result<Vec<CertificateDer<'static>>, TlsError>
             Ok(found.certs)
         }
     }
-}
-
-fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let refused = |reason: String| TlsError::File { path: path.to_owned(), reason };
-    let found = CertificateDer::pem_file_iter(path).map_err(|error| refused(error.to_string()))?;
-    let certificates: Vec<_> = found.collect::<Result<_, _>>().map_err(|error| refused(error.to_string()))?;
-    if certificates.is_empty() {
-        return Err(refused("there is no PEM certificate in it".to_owned()));
-    }
-    Ok(certificates)
 }
 
 /// Takes every certificate.
