@@ -76,6 +76,11 @@ fn complete(document: &mut OpenApi) {
     add::<schema::Availability>(components);
     add::<schema::Status>(components);
     add::<schema::TimeInput>(components);
+    add::<schema::IdempotencyKey>(components);
+    add::<schema::EntityTags>(components);
+    add::<schema::TransactionCursor>(components);
+    add::<schema::AgentCursor>(components);
+    add::<schema::ParkedCursor>(components);
     add::<Balance>(components);
     add_replacement(components);
     for schema in components.schemas.values_mut() {

@@ -33,7 +33,7 @@ pub(crate) struct RegistrationBody {
     capabilities: Field<Vec<String>>,
     /// 0 or more.
     #[serde(default)]
-    #[schema(value_type = schema::MoneyInput, required = true)]
+    #[schema(value_type = schema::CostInput, required = true)]
     cost_per_task: Field<Decimal>,
     /// `USD` when absent.
     #[serde(default)]
@@ -130,7 +130,7 @@ pub(crate) struct PatchBody {
     name: Field<String>,
     /// 0 or more.
     #[serde(default)]
-    #[schema(value_type = schema::MoneyInput, required = false)]
+    #[schema(value_type = schema::CostInput, required = false)]
     cost_per_task: Field<Decimal>,
     #[serde(default)]
     #[schema(value_type = schema::Currency, required = false)]

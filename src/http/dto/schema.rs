@@ -4,7 +4,8 @@ use std::borrow::Cow;
 
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{
-    AdditionalProperties, KnownFormat, ObjectBuilder, OneOfBuilder, Schema, SchemaFormat, Type,
+    AdditionalProperties, AnyOfBuilder, ArrayBuilder, KnownFormat, ObjectBuilder, OneOfBuilder, Schema, SchemaFormat,
+    SchemaType, Type,
 };
 use utoipa::{PartialSchema, ToSchema};
 
@@ -40,6 +41,19 @@ fn uuid(description: &str) -> ObjectBuilder {
         .pattern(Some("^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"))
 }
 
+fn decimal(description: &str) -> OneOfBuilder {
+    let more = "Strings may have an exponent too. Numbers are read by the digits that they are written with.";
+    OneOfBuilder::new().description(Some(format!("{description} {more}")))
+}
+
+fn number() -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(Type::Number).maximum(Some(999_999_999_999_999_999_f64))
+}
+
+fn cursor(pattern: &str) -> ObjectBuilder {
+    text("`next_cursor` of the page before, as it is; what it says may change.").pattern(Some(pattern))
+}
+
 fn words<'a>(description: &str, words: impl IntoIterator<Item = &'a str>) -> ObjectBuilder {
     text(description).enum_values(Some(words))
 }
@@ -64,7 +78,8 @@ schema! {
 schema! {
     /// What an agent can do.
     Capability = text("What an agent can do; trimmed and lower-cased when it is read, no control characters.")
-        .min_length(Some(1)).max_length(Some(255)).build()
+        .pattern(Some(r"^\s*[^\s\x00-\x1f\x7f-\x9f]([^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f])?\s*$"))
+        .max_length(Some(255)).build()
 }
 schema! {
     /// A currency.
@@ -78,7 +93,8 @@ schema! {
 }
 schema! {
     /// A time as it is read.
-    TimeInput = text("A time: RFC 3339 with any offset or `Z`; a space is read as the `+` that it was.").build()
+    TimeInput = text("A time: RFC 3339 with any offset or `Z`; a space is read as the `+` that it was.")
+        .format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime))).build()
 }
 schema! {
     /// An amount as it is written.
@@ -86,12 +102,58 @@ schema! {
         .pattern(Some(r"^-?(0|[1-9]\d*)(\.\d*[1-9])?$")).build()
 }
 schema! {
-    /// An amount as it is read.
-    MoneyInput = OneOfBuilder::new()
-        .description(Some("An exact decimal of at most 18 integer and 9 fraction digits, read by its digits."))
-        .item(ObjectBuilder::new().schema_type(Type::String).pattern(Some(r"^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?$")))
-        .item(ObjectBuilder::new().schema_type(Type::Number))
+    /// A price as it is read.
+    CostInput = decimal("A price: an exact decimal of at most 18 integer and 9 fraction digits, read by its digits.")
+        .item(ObjectBuilder::new().schema_type(Type::String).pattern(Some(r"^(0|[1-9]\d{0,17})(\.\d{1,9})?$")))
+        .item(number().minimum(Some(0)))
         .build()
+}
+schema! {
+    /// An amount as it is read.
+    AmountInput = decimal("An amount above 0: an exact decimal of at most 18 integer and 9 fraction digits.")
+        .item(
+            ObjectBuilder::new()
+                .schema_type(Type::String)
+                .pattern(Some(r"^([1-9]\d{0,17}(\.\d{1,9})?|0\.(\d{0,8}[1-9]|\d{0,7}[1-9]\d|\d{0,6}[1-9]\d{2}))$")),
+        )
+        .item(number().exclusive_minimum(Some(0)))
+        .build()
+}
+schema! {
+    /// A batch. Whatever an item is, the batch is answered, and the item has an answer of its own.
+    Batch = ArrayBuilder::new()
+        .description(Some("Transactions to record; what is none gets a 400 of its own."))
+        .items(
+            AnyOfBuilder::new()
+                .item(utoipa::openapi::Ref::from_schema_name("NewTransaction"))
+                .item(ObjectBuilder::new().schema_type(SchemaType::AnyValue)),
+        )
+        .max_items(Some(10_000))
+        .build()
+}
+schema! {
+    /// The value of a header.
+    IdempotencyKey = text("1 to 255 printable ASCII characters; blanks around them do not count.")
+        .pattern(Some(r"^[!-~]([ -~]{0,253}[!-~])?$")).build()
+}
+schema! {
+    /// The value of a header.
+    EntityTags = text("`*` or a list of entity tags.")
+        .pattern(Some(r#"^(\*|(W/)?"[!#-~]*"(, *(W/)?"[!#-~]*")*)$"#)).build()
+}
+schema! {
+    /// Where a page of transactions begins.
+    TransactionCursor = cursor(r"^t1\.(0|[1-9]\d{0,15})\.[A-Za-z0-9_-]{1,32}$").build()
+}
+schema! {
+    /// Where a page of agents begins.
+    AgentCursor = cursor(
+        r"^a1\.(id|score|cost|availability)\.[0-9a-f]{1,16}\.[0-9a-f]{1,32}\.[a-z]+\.[1-9][0-9]*\.[A-Za-z0-9_-]{1,255}$",
+    ).build()
+}
+schema! {
+    /// Where a page of parked entries begins.
+    ParkedCursor = cursor(r"^p1\.([sc]\.(0|[1-9]\d{0,17})|a\.[A-Za-z0-9_-]{1,255})$").build()
 }
 schema! {
     /// Whether an agent takes work.

@@ -30,7 +30,7 @@ pub(crate) struct RecordBody {
     capability: Field<String>,
     /// Above 0.
     #[serde(default)]
-    #[schema(value_type = schema::MoneyInput, required = true)]
+    #[schema(value_type = schema::AmountInput, required = true)]
     amount: Field<Decimal>,
     /// `USD` when absent.
     #[serde(default)]

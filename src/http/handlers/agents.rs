@@ -20,7 +20,7 @@ use crate::metrics::RegisterResult;
 /// Register an agent.
 #[utoipa::path(
     post, path = "/v1/agents", tag = "registry",
-    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 printable ASCII characters")),
+    params(("Idempotency-Key" = Option<schema::IdempotencyKey>, Header)),
     request_body = RegistrationBody,
     responses(
         (status = 201, description = "Registered", body = Profile, headers(
@@ -51,7 +51,7 @@ pub(crate) async fn register_agent(State(api): State<Api>, mut call: Call) -> An
     put, path = "/v1/agents/{id}", tag = "registry",
     params(
         ("id" = schema::AgentId, Path),
-        ("If-Match" = Option<String>, Header, description = "`*` or a list of entity tags"),
+        ("If-Match" = Option<schema::EntityTags>, Header),
     ),
     request_body = ref("#/components/schemas/Replacement"),
     responses(
@@ -82,7 +82,7 @@ pub(crate) async fn replace_agent(State(api): State<Api>, mut call: Call) -> Ans
     get, path = "/v1/agents/{id}", tag = "registry",
     params(
         ("id" = schema::AgentId, Path),
-        ("If-None-Match" = Option<String>, Header, description = "`*` or a list of entity tags"),
+        ("If-None-Match" = Option<schema::EntityTags>, Header),
     ),
     responses(
         (status = 200, description = "The agent", body = Profile, headers(("ETag" = String))),
@@ -110,7 +110,7 @@ pub(crate) async fn get_agent(State(api): State<Api>, call: Call) -> Answer {
     patch, path = "/v1/agents/{id}", tag = "registry",
     params(
         ("id" = schema::AgentId, Path),
-        ("If-Match" = Option<String>, Header, description = "`*` or a list of entity tags"),
+        ("If-Match" = Option<schema::EntityTags>, Header),
     ),
     request_body = PatchBody,
     responses(
@@ -136,7 +136,7 @@ pub(crate) async fn update_agent(State(api): State<Api>, mut call: Call) -> Answ
     delete, path = "/v1/agents/{id}", tag = "registry",
     params(
         ("id" = schema::AgentId, Path),
-        ("If-Match" = Option<String>, Header, description = "`*` or a list of entity tags"),
+        ("If-Match" = Option<schema::EntityTags>, Header),
     ),
     responses(
         (status = 204, description = "Unregistered"),
@@ -183,7 +183,7 @@ pub(crate) async fn heartbeat_agent(State(api): State<Api>, mut call: Call) -> A
     post, path = "/v1/agents/{id}/outcomes", tag = "registry",
     params(
         ("id" = schema::AgentId, Path),
-        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 printable ASCII characters"),
+        ("Idempotency-Key" = Option<schema::IdempotencyKey>, Header),
     ),
     request_body = OutcomeBody,
     responses(
@@ -209,7 +209,7 @@ pub(crate) async fn observe_outcome(State(api): State<Api>, mut call: Call) -> A
     post, path = "/v1/agents/{id}/reputation", tag = "registry",
     params(
         ("id" = schema::AgentId, Path),
-        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 printable ASCII characters"),
+        ("Idempotency-Key" = Option<schema::IdempotencyKey>, Header),
     ),
     request_body = ReputationBody,
     responses(
@@ -241,7 +241,7 @@ pub(crate) async fn adjust_reputation(State(api): State<Api>, mut call: Call) ->
                 maintenance, offline, then capacity down, score down. Ties by id."),
         ("include_expired" = Option<bool>, Query, description = "false when absent"),
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "100 when absent"),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        ("cursor" = Option<schema::AgentCursor>, Query),
     ),
     responses((status = 200, description = "One page", body = List<Profile>))
 )]

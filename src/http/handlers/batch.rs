@@ -7,6 +7,7 @@ use crate::engine::Receipt;
 use crate::http::Api;
 use crate::http::body::Buffered;
 use crate::http::call::{BatchForm, Call};
+use crate::http::dto::schema;
 use crate::http::dto::transactions::{BatchResult, BatchResults, RecordBody, TransactionShown};
 use crate::http::headers;
 use crate::http::json::{parse_array, parse_object};
@@ -24,7 +25,7 @@ type Item = Result<NewTransaction, Problem>;
     description = "An `Idempotency-Key` is refused: give each item a `transaction_id` instead. A malformed item or line is \
         that item's own 400; blank lines are skipped.",
     request_body(content(
-        (Vec<RecordBody> = "application/json"),
+        (schema::Batch = "application/json"),
         (RecordBody = "application/x-ndjson"),
     )),
     responses((status = 200, description = "What became of each, in order", body = BatchResults))

@@ -16,7 +16,7 @@ use crate::http::reply::{Answer, Reply, read_aside};
     get, path = "/v1/discovery/search", tag = "discovery",
     params(
         ("capability" = Option<Vec<schema::Capability>>, Query, description = "Any of these; none given finds nobody"),
-        ("max_cost" = Option<String>, Query, pattern = r"^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?$"),
+        ("max_cost" = Option<String>, Query, pattern = r"^(0|[1-9]\d{0,17})(\.\d{1,9})?$"),
         ("currency" = Option<schema::Currency>, Query),
         ("availability" = Option<schema::Availability>, Query),
         ("min_score" = Option<f64>, Query),

@@ -19,7 +19,7 @@ use crate::http::reply::{Answer, Reply, read_aside};
 /// Record a transaction.
 #[utoipa::path(
     post, path = "/v1/transactions", tag = "ledger",
-    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 printable ASCII characters")),
+    params(("Idempotency-Key" = Option<schema::IdempotencyKey>, Header)),
     request_body = RecordBody,
     responses(
         (status = 200, description = "It was recorded before, with the same facts", body = TransactionShown,
@@ -72,7 +72,7 @@ pub(crate) async fn get_transaction(State(api): State<Api>, call: Call) -> Answe
         ("until" = Option<schema::TimeInput>, Query, description = "Exclusive"),
         ("order" = Option<String>, Query, pattern = "^(asc|desc)$", description = "`asc` when absent"),
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "100 when absent"),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        ("cursor" = Option<schema::TransactionCursor>, Query),
     ),
     responses((status = 200, description = "One page", body = List<TransactionShown>))
 )]
@@ -124,7 +124,7 @@ pub(super) fn parse_filter(mut parameters: Query) -> Result<TransactionFilter, P
     post, path = "/v1/transactions/{id}/settle", tag = "ledger",
     params(
         ("id" = schema::TransactionId, Path),
-        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 printable ASCII characters"),
+        ("Idempotency-Key" = Option<schema::IdempotencyKey>, Header),
     ),
     request_body(content = Option<schema::Nothing>, content_type = "application/json"),
     responses(
@@ -150,7 +150,7 @@ pub(crate) async fn settle_transaction(State(api): State<Api>, mut call: Call) -
     post, path = "/v1/transactions/{id}/cancel", tag = "ledger",
     params(
         ("id" = schema::TransactionId, Path),
-        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 printable ASCII characters"),
+        ("Idempotency-Key" = Option<schema::IdempotencyKey>, Header),
     ),
     request_body(content = Option<CancelBody>, content_type = "application/json"),
     responses(
@@ -168,7 +168,7 @@ pub(crate) async fn cancel_transaction(State(api): State<Api>, call: Call) -> An
     post, path = "/v1/transactions/{id}/dispute", tag = "ledger",
     params(
         ("id" = schema::TransactionId, Path),
-        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 printable ASCII characters"),
+        ("Idempotency-Key" = Option<schema::IdempotencyKey>, Header),
     ),
     request_body(content = Option<DisputeBody>, content_type = "application/json"),
     responses(
@@ -186,7 +186,7 @@ pub(crate) async fn dispute_transaction(State(api): State<Api>, call: Call) -> A
     post, path = "/v1/transactions/{id}/evidence", tag = "ledger",
     params(
         ("id" = schema::TransactionId, Path),
-        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 printable ASCII characters"),
+        ("Idempotency-Key" = Option<schema::IdempotencyKey>, Header),
     ),
     request_body = EvidenceBody,
     responses(
@@ -204,7 +204,7 @@ pub(crate) async fn add_evidence(State(api): State<Api>, call: Call) -> Answer {
     post, path = "/v1/transactions/{id}/resolve", tag = "ledger",
     params(
         ("id" = schema::TransactionId, Path),
-        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 printable ASCII characters"),
+        ("Idempotency-Key" = Option<schema::IdempotencyKey>, Header),
     ),
     request_body = ResolveBody,
     responses(

@@ -8,7 +8,7 @@ use crate::engine::replica::{Sink, SinkRequest, SinkState};
 use crate::http::Api;
 use crate::http::call::{Call, expect_nothing};
 use crate::http::dto::operations::{Health, ParkedShown, SinkShown, Sinks, StatusShown, StoreShown};
-use crate::http::dto::{List, Shown};
+use crate::http::dto::{List, Shown, schema};
 use crate::http::openapi;
 use crate::http::problem::{Code, Problem};
 use crate::http::query::{self, Value};
@@ -120,7 +120,7 @@ pub(crate) async fn status(State(api): State<Api>, call: Call) -> Answer {
     post, path = "/v1/sync/{sink}/retry", tag = "operations",
     params(
         ("sink" = String, Path, description = "`redis` or `postgres`"),
-        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 printable ASCII characters"),
+        ("Idempotency-Key" = Option<schema::IdempotencyKey>, Header),
     ),
     request_body(content = Option<crate::http::dto::schema::Nothing>, content_type = "application/json"),
     responses(
@@ -137,7 +137,7 @@ pub(crate) async fn retry_sink(State(api): State<Api>, call: Call) -> Answer {
     post, path = "/v1/sync/{sink}/resync", tag = "operations",
     params(
         ("sink" = String, Path, description = "`redis` or `postgres`"),
-        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 printable ASCII characters"),
+        ("Idempotency-Key" = Option<schema::IdempotencyKey>, Header),
     ),
     request_body(content = Option<crate::http::dto::schema::Nothing>, content_type = "application/json"),
     responses(
@@ -170,7 +170,7 @@ async fn ask_sink(api: &Api, mut call: Call, request: SinkRequest) -> Answer {
     params(
         ("sink" = String, Path, description = "`redis` or `postgres`"),
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "100 when absent"),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        ("cursor" = Option<schema::ParkedCursor>, Query),
     ),
     responses(
         (status = 200, description = "One page; empty for a sink that is not configured", body = List<ParkedShown>),
