@@ -20,6 +20,8 @@ mod node;
 mod parties;
 #[path = "sync_postgres/reading.rs"]
 mod reading;
+#[path = "sync_postgres/rules.rs"]
+mod rules;
 #[path = "sync_postgres/schema.rs"]
 mod schema;
 #[path = "sync_postgres/strange.rs"]

@@ -48,16 +48,7 @@ pub struct CentralRow {
 impl CentralRow {
     /// The evidence, each piece as text; what is no list of strings is taken as the JSON that it is.
     pub fn evidence(&self) -> Vec<String> {
-        let text = |value: Value| match value {
-            Value::String(text) => text,
-            other => other.to_string(),
-        };
-        match self.evidence.as_deref().map(serde_json::from_str::<Value>) {
-            None | Some(Ok(Value::Null)) => Vec::new(),
-            Some(Ok(Value::Array(items))) => items.into_iter().map(text).collect(),
-            Some(Ok(value)) => vec![text(value)],
-            Some(Err(_)) => self.evidence.clone().into_iter().collect(),
-        }
+        evidence_of(self.evidence.as_deref())
     }
 
     /// Whether the row keeps the bounds of what is taken in. What does not is left as it is: events made of it could not
@@ -92,6 +83,20 @@ impl CentralRow {
             Some(known) if is_same_but_for_json(known, &facts) => Arc::clone(known),
             _ => Arc::new(facts),
         })
+    }
+}
+
+/// See [`CentralRow::evidence`].
+pub fn evidence_of(column: Option<&str>) -> Vec<String> {
+    let text = |value: Value| match value {
+        Value::String(text) => text,
+        other => other.to_string(),
+    };
+    match column.map(serde_json::from_str::<Value>) {
+        None | Some(Ok(Value::Null)) => Vec::new(),
+        Some(Ok(Value::Array(items))) => items.into_iter().map(text).collect(),
+        Some(Ok(value)) => vec![text(value)],
+        Some(Err(_)) => column.map(ToOwned::to_owned).into_iter().collect(),
     }
 }
 

@@ -2,10 +2,10 @@
 //!
 //! A batch that is refused has to be taken apart until the culprits stand alone, which takes as many statements as a
 //! hundred batches. Once a constraint has refused, its own expression is asked of all rows of a batch at once, in the
-//! database that keeps it, and only the others are inserted. Whether it still stands is asked with it. What no expression
-//! tells, a trigger or a type, is found by taking apart as before.
+//! database that keeps it, and those that it would refuse are tried one by one. The table has the last word: where it takes
+//! one, the constraint is not asked any more. What no expression tells, a trigger or a type, is found by taking apart.
 
-use std::collections::BTreeMap;
+use std::collections::HashSet;
 
 use tokio_postgres::types::Type;
 
@@ -60,26 +60,34 @@ impl Checks {
         Ok(true)
     }
 
-    /// Stops asking: an expression could not be evaluated outside of its table.
+    /// Stops asking: an expression could not be evaluated outside of its table, or the table took what it refuses.
     pub fn give_up(&mut self) {
         self.unasked.extend(self.known.drain(..).filter_map(|check| check.trouble.constraint));
     }
 
-    /// Which of these rows would be refused, by id, and with what.
+    /// Whether this is the refusal of a constraint that is asked.
+    pub fn explain(&self, trouble: &Trouble) -> bool {
+        self.known.iter().any(|check| check.trouble.constraint == trouble.constraint && trouble.constraint.is_some())
+    }
+
+    /// Which of these rows would be refused, by id: a guess, as a column may be of another type than what is asked, and a
+    /// trigger may change what is inserted.
     ///
     /// # Errors
     ///
     /// [`Kind::Unasked`] when they cannot be asked; [`Kind::Lost`] when the connection is.
-    pub async fn refuse(&self, session: &Session, rows: &[NewRow<'_>]) -> Result<BTreeMap<String, &Trouble>, Trouble> {
-        let mut refused = BTreeMap::new();
+    pub async fn suspects(&self, session: &Session, rows: &[NewRow<'_>]) -> Result<HashSet<String>, Trouble> {
+        let mut suspects = HashSet::new();
         if self.known.is_empty() {
-            return Ok(refused);
+            return Ok(suspects);
         }
         let rows = Rows::new(rows);
         for check in &self.known {
             let sql = format!(
                 "SELECT transaction_id FROM ({}) AS marketplace_transactions
-                  WHERE ({}) IS FALSE AND EXISTS (SELECT FROM pg_constraint WHERE oid = $11)",
+                  WHERE ({}) IS FALSE
+                    AND EXISTS (SELECT FROM pg_constraint
+                                 WHERE oid = $11 AND conrelid = 'marketplace_transactions'::regclass)",
                 Rows::SQL,
                 check.expression
             );
@@ -90,9 +98,9 @@ impl Checks {
                 _ => Trouble { kind: Kind::Unasked, ..trouble },
             })?;
             for row in &culprits {
-                refused.insert(column(row, 0)?, &check.trouble);
+                suspects.insert(column(row, 0)?);
             }
         }
-        Ok(refused)
+        Ok(suspects)
     }
 }

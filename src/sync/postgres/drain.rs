@@ -53,6 +53,8 @@ impl Drain {
     /// Tries everything that was set aside again, at once.
     pub fn retry_all(&mut self) {
         self.parked = ParkedRun::through_all();
+        // Whoever asks has changed something, or it is another server.
+        self.checks = Checks::default();
     }
 
     /// How long until what was set aside is to be tried again.

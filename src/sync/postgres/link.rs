@@ -7,6 +7,7 @@
 use super::config::Target;
 use super::errors::{Kind, Trouble};
 use super::pull::{self, Server};
+use super::rhythm::Company;
 use super::schema;
 use super::session::Session;
 use crate::domain::LogPosition;
@@ -74,6 +75,20 @@ impl Link {
     /// Whether the connection may stay while nothing is to be done.
     pub fn may_stay(&self) -> bool {
         self.server.is_some_and(|server| server.is_new && server.has_room)
+    }
+
+    /// With how many others the server is shared, as it matters for how often to look.
+    pub fn company(&self) -> Company {
+        match self.server {
+            Some(server) if !server.has_room => Company::Crowd,
+            Some(server) if server.is_new => Company::Few,
+            _ => Company::Unknown,
+        }
+    }
+
+    /// Whether so many others are there that the connection is given up after each round of work.
+    pub fn is_crowded(&self) -> bool {
+        self.server.is_some_and(|server| !server.has_room)
     }
 
     /// The connection, made anew if it was closed or broke off while it was not used.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::adopt::{CentralRow, adopt};
+use super::adopt::{self, CentralRow, adopt};
 use super::checks::Checks;
 use super::errors::{Kind, Trouble};
 use super::payload::uuid;
@@ -83,6 +83,8 @@ pub enum Undo {
     Trouble(Trouble),
     /// These are to be left out.
     Without(Vec<Refused>),
+    /// These transactions would be refused, as far as their constraints tell: each is to be tried by itself.
+    Suspects(HashSet<String>),
 }
 
 impl From<Trouble> for Undo {
@@ -132,8 +134,8 @@ fn refusal(offer: &Offer, code: &str, reason: &str) -> Refused {
     Refused { key: offer.key.clone(), code: code.to_owned(), constraint: None, reason: reason.to_owned() }
 }
 
-/// Merges `offers`, and looks at the rows of `visits` whether somebody changed them. What `checks` tell that it would be
-/// refused is not tried.
+/// Merges `offers`, and looks at the rows of `visits` whether somebody changed them. With `checks`, it is asked first what
+/// would be refused.
 ///
 /// # Errors
 ///
@@ -143,7 +145,7 @@ pub async fn merge(
     offers: &[&Offer],
     visits: &[TransactionId],
     recall: &Recall<'_>,
-    checks: &Checks,
+    checks: Option<&Checks>,
     now: Timestamp,
 ) -> Result<Merged, Undo> {
     // Ordered by the bytes of the id, as `COLLATE "C"` orders.
@@ -155,10 +157,12 @@ pub async fn merge(
         groups.entry(id.as_str()).or_default();
     }
     let mut merged = Merged::default();
-    recall_missing(session, &mut groups, recall, &mut merged).await?;
+    let all: Vec<&str> = groups.keys().copied().collect();
+    let present: HashSet<String> = rows::present(session, &all).await?.into_iter().collect();
+    recall_missing(&present, &mut groups, recall, &mut merged)?;
 
     let mut events: Vec<&LedgerEntry> = Vec::new();
-    let fresh = insert_rows(session, &groups, checks).await?;
+    let fresh = insert_rows(session, &groups, &present, checks).await?;
     for (id, group) in groups.iter().filter(|(id, _)| fresh.contains(**id)) {
         let facts = group.facts().expect("only what is recorded was inserted").hash();
         let (fit, strange): (Vec<&Offer>, Vec<&Offer>) =
@@ -172,15 +176,51 @@ pub async fn merge(
 
     let restored = restore(session, &fresh, &events).await?;
     let there: Vec<&str> = groups.keys().copied().filter(|id| !fresh.contains(*id)).collect();
-    let joined = join(session, &groups, &there, now, &mut merged).await?;
+    let joined = join(session, &groups, &there, &present, now, &mut merged).await?;
     events.extend(joined.iter().flat_map(|joined| &joined.new));
     insert_events(session, offers, &events).await?;
     let joined = joined.iter().filter_map(|joined| joined.shown.clone().map(|shown| (&joined.transaction_id, shown)));
     let changed: Vec<_> = joined.chain(restored.iter().map(|(id, shown)| (id, shown.clone()))).collect();
-    if !changed.is_empty() {
-        rows::update(session, &changed).await?;
-    }
+    update_rows(session, offers, &changed).await?;
     Ok(merged)
+}
+
+/// Writes what rows have to show, and sees to it that they do: a trigger may keep them as they were, or change what is
+/// written.
+async fn update_rows(session: &Session, offers: &[&Offer], changed: &[(&TransactionId, Shown)]) -> Result<(), Undo> {
+    if changed.is_empty() {
+        return Ok(());
+    }
+    let written = rows::update(session, changed).await?;
+    let stands = |(id, shown): &&(&TransactionId, Shown)| {
+        written.get(id.as_str()).is_some_and(|(status, evidence)| {
+            *status == shown.status && adopt::evidence_of(evidence.as_deref()) == shown.evidence
+        })
+    };
+    let differ: HashSet<&TransactionId> = changed.iter().filter(|row| !stands(row)).map(|(id, _)| *id).collect();
+    not_taken(offers, |entry| differ.contains(&entry.event.transaction_id), differ.is_empty(), "an update of its row")
+}
+
+/// These were taken without an error, and are not there.
+fn not_taken(
+    offers: &[&Offer],
+    is_concerned: impl Fn(&LedgerEntry) -> bool,
+    is_sound: bool,
+    what: &str,
+) -> Result<(), Undo> {
+    if is_sound {
+        return Ok(());
+    }
+    let reason = format!(
+        "PostgreSQL took {what} without an error and did not do it: a trigger, a rule or a row policy is in the way"
+    );
+    let culprits: Vec<Refused> = offers
+        .iter()
+        .filter(|offer| is_concerned(&offer.entry))
+        .map(|offer| refusal(offer, NOT_TAKEN, &reason))
+        .collect();
+    // What was adopted, nobody offered.
+    if culprits.is_empty() { Err(Trouble::new(Kind::Entry, reason).into()) } else { Err(Undo::Without(culprits)) }
 }
 
 /// Inserts events, and sees to it that they are there: a trigger may let an event vanish without a word.
@@ -202,13 +242,8 @@ async fn insert_events(session: &Session, offers: &[&Offer], events: &[&LedgerEn
         .filter(|entry| is_absent(entry) && !offered.contains(&entry.event.event_id))
         .map(|entry| &entry.event.transaction_id)
         .collect();
-    let reason = "PostgreSQL took an event without an error and does not hold it: a trigger or a rule is in the way";
-    let culprits: Vec<Refused> = offers
-        .iter()
-        .filter(|offer| is_absent(&offer.entry) || bereft.contains(&offer.entry.event.transaction_id))
-        .map(|offer| refusal(offer, NOT_TAKEN, reason))
-        .collect();
-    if culprits.is_empty() { Err(Trouble::new(Kind::Entry, reason).into()) } else { Err(Undo::Without(culprits)) }
+    let is_concerned = |entry: &LedgerEntry| is_absent(entry) || bereft.contains(&entry.event.transaction_id);
+    not_taken(offers, is_concerned, false, "an event")
 }
 
 /// What rows have to show that were inserted anew although there are events of theirs: somebody deleted the row, or the
@@ -239,8 +274,8 @@ async fn restore(
 }
 
 /// An event whose transaction has no row brings along the `recorded` that this node holds, so that it has one.
-async fn recall_missing(
-    session: &Session,
+fn recall_missing(
+    present: &HashSet<String>,
     groups: &mut BTreeMap<&str, Group<'_>>,
     recall: &Recall<'_>,
     merged: &mut Merged,
@@ -250,11 +285,7 @@ async fn recall_missing(
         .filter(|(_, group)| !group.offers.is_empty() && group.facts().is_none())
         .map(|(id, _)| *id)
         .collect();
-    if unrecorded.is_empty() {
-        return Ok(());
-    }
-    let there: HashSet<String> = rows::present(session, &unrecorded).await?.into_iter().collect();
-    for id in unrecorded.into_iter().filter(|id| !there.contains(*id)) {
+    for id in unrecorded.into_iter().filter(|id| !present.contains(*id)) {
         let group = groups.get_mut(id).expect("it is one of them");
         group.recalled = recall(&TransactionId::from_stored(id))?;
         if group.recalled.is_none() {
@@ -269,16 +300,20 @@ async fn recall_missing(
     Ok(())
 }
 
-/// Inserts a row for everything that is recorded in the groups; the ids that were not there before.
+/// Inserts a row for everything that is recorded in the groups and has none; the ids that were not there before.
+///
+/// Not for what has one: its constraints and triggers would be asked before it is seen that there is nothing to insert,
+/// and need not take what is there already.
 async fn insert_rows(
     session: &Session,
     groups: &BTreeMap<&str, Group<'_>>,
-    checks: &Checks,
+    present: &HashSet<String>,
+    checks: Option<&Checks>,
 ) -> Result<HashSet<String>, Undo> {
     let ids: Vec<TransactionId> = groups.keys().map(|id| TransactionId::from_stored(id)).collect();
     let mut new = Vec::new();
     for (transaction_id, group) in ids.iter().zip(groups.values()) {
-        if let Some(facts) = group.facts() {
+        if let Some(facts) = group.facts().filter(|_| !present.contains(transaction_id.as_str())) {
             let fold = fold(&facts.hash(), group.entries().map(|entry| &entry.event)).expect("it is recorded");
             new.push(NewRow { transaction_id, facts, shown: shown(&fold) });
         }
@@ -286,17 +321,22 @@ async fn insert_rows(
     if new.is_empty() {
         return Ok(HashSet::new());
     }
-    let mut refused = Vec::new();
-    for (id, trouble) in checks.refuse(session, &new).await? {
-        refused.extend(groups[id.as_str()].offers.iter().map(|offer| refused_by(trouble, offer)));
-    }
-    if !refused.is_empty() {
-        return Err(Undo::Without(refused));
+    if let Some(checks) = checks {
+        let suspects = checks.suspects(session, &new).await?;
+        if !suspects.is_empty() {
+            return Err(Undo::Suspects(suspects));
+        }
     }
     let inserted = rows::insert(session, &new).await?;
     let mut inexact = Vec::new();
+    let statuses: HashMap<&str, &str> = new.iter().map(|row| (row.transaction_id.as_str(), row.shown.status)).collect();
     for row in &inserted {
         let group = &groups[row.transaction_id.as_str()];
+        if statuses[row.transaction_id.as_str()] != row.status {
+            let reason = format!("a trigger of PostgreSQL made its status {:?}", row.status);
+            group.refuse(NOT_TAKEN, &reason, &mut inexact);
+            continue;
+        }
         let amount = group.facts().expect("it was inserted from them").amount;
         if Money::parse(&row.amount) != Ok(amount) {
             let reason = format!(
@@ -327,6 +367,7 @@ async fn join(
     session: &Session,
     groups: &BTreeMap<&str, Group<'_>>,
     there: &[&str],
+    present: &HashSet<String>,
     now: Timestamp,
     merged: &mut Merged,
 ) -> Result<Vec<Joined>, Undo> {
@@ -360,9 +401,9 @@ async fn join(
         .map(|row| row.transaction_id.as_str())
         .chain(unreadable.iter().map(|row| row.transaction_id.as_str()))
         .collect();
-    if there.iter().any(|id| !found.contains(id) && !groups[id].offers.is_empty()) {
-        return Err(Trouble::new(Kind::Contention, "a row of marketplace_transactions was deleted meanwhile").into());
-    }
+    let missing: Vec<&str> =
+        there.iter().copied().filter(|id| !found.contains(id) && !groups[id].offers.is_empty()).collect();
+    not_there(session, groups, &missing, present).await?;
     for row in &unreadable {
         cannot_join(&row.transaction_id, &groups[row.transaction_id.as_str()], &row.reason, merged);
     }
@@ -377,6 +418,32 @@ async fn join(
         }
     }
     Ok(joined)
+}
+
+/// Rows that were inserted, or were there, and cannot be locked now.
+async fn not_there(
+    session: &Session,
+    groups: &BTreeMap<&str, Group<'_>>,
+    missing: &[&str],
+    present: &HashSet<String>,
+) -> Result<(), Undo> {
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let seen: HashSet<String> = rows::present(session, missing).await?.into_iter().collect();
+    let mut culprits = Vec::new();
+    for id in missing {
+        let reason = match (present.contains(*id), seen.contains(*id)) {
+            (_, true) => "its row is there, and cannot be locked: a row policy is in the way",
+            (false, false) => "PostgreSQL took its row without an error, and does not hold it: a trigger is in the way",
+            (true, false) => {
+                let words = "a row of marketplace_transactions was deleted meanwhile";
+                return Err(Trouble::new(Kind::Contention, words).into());
+            }
+        };
+        groups[id].refuse(NOT_TAKEN, reason, &mut culprits);
+    }
+    Err(Undo::Without(culprits))
 }
 
 fn cannot_join(id: &str, group: &Group<'_>, reason: &str, merged: &mut Merged) {

@@ -14,7 +14,7 @@ use super::errors::{Kind, Trouble};
 use super::link::Link;
 use super::merge::{Offer, Refused};
 use super::payload;
-use super::push::{MAX_BYTES, waiting_for_locks};
+use super::push::{MAX_BYTES, Window, waiting_for_locks};
 use super::worker::Postgres;
 use crate::domain::{CopyNumber, LedgerEntry, LogPosition, ParkedEntry, ParkedKey, Sink};
 use crate::engine::{Engine, PageRequest};
@@ -136,8 +136,7 @@ impl Postgres {
             if group.is_empty() {
                 continue;
             }
-            // These were refused before: that they are again says nothing about the table.
-            let window = std::mem::take(&mut self.drain.window);
+            let window = std::mem::replace(&mut self.drain.window, Window::blind());
             let outcome = self.push_offers(session, &group, fence, fence).await;
             self.drain.window = window;
             let outcome = match outcome {

@@ -80,6 +80,15 @@ impl fmt::Display for Horizon {
     }
 }
 
+/// Whether at most half of the connections are in use that the server, the database and the role allow.
+const ROOM: &str = "(SELECT sum(numbackends) * 2 FROM pg_stat_database)
+                  <= current_setting('max_connections')::bigint - current_setting('superuser_reserved_connections')::bigint
+                AND (SELECT d.datconnlimit < 0 OR s.numbackends * 2 <= d.datconnlimit
+                       FROM pg_database d JOIN pg_stat_database s ON s.datid = d.oid WHERE d.datname = current_database())
+                AND (SELECT CASE WHEN r.rolconnlimit < 0 THEN true ELSE
+                              (SELECT count(*) * 2 <= r.rolconnlimit FROM pg_stat_activity WHERE usesysid = r.oid) END
+                       FROM pg_roles r WHERE r.rolname = session_user)";
+
 /// What one look at PostgreSQL shows: where we stand there, and whether it is the one that we knew.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Glance {
@@ -102,7 +111,7 @@ pub struct Server {
     pub backend: i32,
     /// Whether that is new. Behind a pooler it hardly ever is.
     pub is_new: bool,
-    /// Whether at most half of the connections that it allows are in use.
+    /// Whether at most half of the connections that it allows us are in use.
     pub has_room: bool,
 }
 
@@ -136,7 +145,7 @@ pub async fn glance(
                 n.last_seq, n.head_hash, pg_backend_pid(),
                 COALESCE((SELECT clock_timestamp() - backend_start < interval '10 seconds'
                             FROM pg_stat_get_activity(pg_backend_pid())), false),
-                (SELECT sum(numbackends) * 2 FROM pg_stat_database) <= current_setting('max_connections')::bigint
+                {ROOM}
            FROM (SELECT) one LEFT JOIN marketplace_nodes n ON n.node_id = $2"
     );
     let canary: Option<Uuid> = canary.map(|canary| uuid(canary.event_id.as_bytes()));

@@ -5,7 +5,7 @@
 //! is left open: what was refused must be set aside in the local file *before* it is committed, or a crash between the
 //! two would lose it.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use super::checks::Checks;
 use super::errors::{Kind, Trouble};
@@ -59,30 +59,41 @@ pub struct Pushed {
 
 /// How the last entries fared, to tell bad entries from a table that takes none.
 #[derive(Debug, Default)]
-pub struct Window(VecDeque<Option<Cause>>);
+pub struct Window {
+    last: VecDeque<Option<Cause>>,
+    is_blind: bool,
+}
 
 type Cause = (String, Option<String>);
 
 impl Window {
+    /// One that sees nothing: that entries are refused which were refused before says nothing about the table.
+    pub fn blind() -> Self {
+        Self { is_blind: true, ..Self::default() }
+    }
+
     /// Takes in what came of a piece. Whatever there was less of counts as earlier, for they were mixed.
     ///
     /// # Errors
     ///
     /// [`Kind::Misconfigured`] when one cause refuses more than half of the last entries.
     fn saw(&mut self, taken: usize, refused: &[Refused]) -> Result<(), Trouble> {
+        if self.is_blind {
+            return Ok(());
+        }
         let taken_last = taken >= refused.len();
         let none = |is_their_turn| std::iter::repeat_n(None, if is_their_turn { taken.min(WINDOW) } else { 0 });
-        self.0.extend(none(!taken_last));
-        self.0.extend(refused.iter().map(|refused| Some((refused.code.clone(), refused.constraint.clone()))));
-        self.0.extend(none(taken_last));
-        while self.0.len() > WINDOW {
-            self.0.pop_front();
+        self.last.extend(none(!taken_last));
+        self.last.extend(refused.iter().map(|refused| Some((refused.code.clone(), refused.constraint.clone()))));
+        self.last.extend(none(taken_last));
+        while self.last.len() > WINDOW {
+            self.last.pop_front();
         }
-        if self.0.len() < WINDOW {
+        if self.last.len() < WINDOW {
             return Ok(());
         }
         let mut counts: HashMap<&Cause, usize> = HashMap::new();
-        for cause in self.0.iter().flatten() {
+        for cause in self.last.iter().flatten() {
             *counts.entry(cause).or_default() += 1;
         }
         let Some((cause, count)) = counts.into_iter().max_by_key(|(_, count)| *count) else { return Ok(()) };
@@ -100,7 +111,7 @@ impl Window {
              entries, that has to change"
         );
         let (code, constraint) = (Some(cause.0.clone()), cause.1.clone());
-        self.0.clear();
+        self.last.clear();
         Err(Trouble { kind: Kind::Misconfigured, code, constraint, culprit: None, words })
     }
 }
@@ -138,16 +149,18 @@ impl Push<'_> {
     async fn work(&self, session: &Session, window: &mut Window, checks: &mut Checks) -> Result<Pushed, Trouble> {
         let xid = fence::advance(session, self.node_id, self.from, self.to).await?;
         let mut pushed = Pushed { xid, ..Pushed::default() };
-        let offers: Vec<&Offer> = self.offers.iter().collect();
-        let mut pieces: VecDeque<(Vec<&Offer>, usize)> = VecDeque::new();
-        if self.in_pieces && offers.len() > PIECES[0] {
-            split(&offers, 0, &mut pieces);
+        let whole = Piece { offers: self.offers.iter().collect(), next: 0, asks: true, is_suspect: false };
+        let mut pieces: VecDeque<Piece<'_>> = VecDeque::new();
+        if self.in_pieces && whole.offers.len() > PIECES[0] {
+            whole.split(&mut pieces);
         } else {
-            pieces.push_back((offers, 0));
+            pieces.push_back(whole);
         }
         let mut savepoint = Savepoint::None;
-        while let Some((piece, next)) = pieces.pop_front() {
-            if piece.is_empty() {
+        // What was refused while it was among others counts with them.
+        let mut uncounted: Vec<Refused> = Vec::new();
+        while let Some(piece) = pieces.pop_front() {
+            if piece.offers.is_empty() {
                 continue;
             }
             // After a rollback to it the savepoint is still there.
@@ -156,10 +169,15 @@ impl Push<'_> {
                 Savepoint::Used => session.batch("RELEASE SAVEPOINT piece; SAVEPOINT piece").await?,
                 Savepoint::Fresh => {}
             }
-            let undo = match merge(session, &piece, &[], self.recall, checks, self.now).await {
+            let asked = piece.asks.then_some(&*checks);
+            let undo = match merge(session, &piece.offers, &[], self.recall, asked, self.now).await {
                 Ok(merged) => {
                     savepoint = Savepoint::Used;
-                    window.saw(piece.len() - merged.refused.len(), &merged.refused)?;
+                    if piece.is_suspect {
+                        checks.give_up();
+                    }
+                    uncounted.extend(merged.refused.iter().cloned());
+                    window.saw(piece.offers.len() - merged.refused.len(), &std::mem::take(&mut uncounted))?;
                     pushed.add(merged);
                     continue;
                 }
@@ -173,33 +191,40 @@ impl Push<'_> {
             session.batch("ROLLBACK TO SAVEPOINT piece").await?;
             savepoint = Savepoint::Fresh;
             match undo {
+                Undo::Suspects(ids) => piece.part(&ids, &mut pieces),
                 Undo::Trouble(trouble) if trouble.kind == Kind::Unasked => {
                     tracing::debug!(reason = %trouble, "constraints of PostgreSQL cannot be asked");
                     checks.give_up();
-                    pieces.push_front((piece, next));
+                    pieces.push_front(piece);
                 }
-                Undo::Trouble(trouble) if piece.len() > 1 && checks.learn(session, &trouble).await? => {
-                    pieces.push_front((piece, next));
+                Undo::Trouble(trouble) if piece.is_suspect && checks.explain(&trouble) => {
+                    let refused = piece.offers.iter().map(|offer| refused_by(&trouble, offer));
+                    uncounted.extend(refused.clone());
+                    pushed.refused.extend(refused);
+                }
+                Undo::Trouble(trouble) if piece.offers.len() > 1 && checks.learn(session, &trouble).await? => {
+                    pieces.push_front(Piece { asks: true, ..piece });
                 }
                 Undo::Trouble(trouble) => {
                     pushed.in_pieces = true;
-                    if let [culprit] = piece.as_slice() {
+                    if let [culprit] = piece.offers.as_slice() {
                         let refused = refused_by(&trouble, culprit);
                         window.saw(0, std::slice::from_ref(&refused))?;
                         pushed.refused.push(refused);
-                    } else if piece.len() > PIECES[0] || !single_out(&piece, next, &trouble, &mut pieces) {
-                        split(&piece, next, &mut pieces);
+                    } else if piece.offers.len() > PIECES[0] || !piece.single_out(&trouble, &mut pieces) {
+                        piece.split(&mut pieces);
                     }
                 }
                 Undo::Without(culprits) => {
-                    window.saw(piece.len() - culprits.len(), &culprits)?;
                     let keys: HashSet<&ParkedKey> = culprits.iter().map(|culprit| &culprit.key).collect();
-                    let rest = piece.into_iter().filter(|offer| !keys.contains(&offer.key)).collect();
-                    pieces.push_front((rest, next));
+                    let offers = piece.offers.iter().copied().filter(|offer| !keys.contains(&offer.key)).collect();
+                    pieces.push_front(Piece { offers, ..piece });
+                    uncounted.extend(culprits.iter().cloned());
                     pushed.refused.extend(culprits);
                 }
             }
         }
+        window.saw(0, &uncounted)?;
         Ok(pushed)
     }
 }
@@ -219,33 +244,64 @@ enum Savepoint {
     Used,
 }
 
-/// Puts what PostgreSQL names as the culprit before the rest, each a piece; whether it named one. Whether it is one shows
-/// when it stands alone.
-fn single_out<'a>(
-    whole: &[&'a Offer],
+/// Some of a batch that are tried together.
+struct Piece<'a> {
+    offers: Vec<&'a Offer>,
+    /// Which of [`PIECES`] it is taken apart into.
     next: usize,
-    trouble: &Trouble,
-    pieces: &mut VecDeque<(Vec<&'a Offer>, usize)>,
-) -> bool {
-    let Some(id) = &trouble.culprit else { return false };
-    let is_culprit = |offer: &&&Offer| offer.entry.event.transaction_id.as_str() == id;
-    let (culprits, rest): (Vec<&Offer>, Vec<&Offer>) = whole.iter().partition(is_culprit);
-    if culprits.is_empty() || rest.is_empty() {
-        return false;
-    }
-    pieces.push_front((rest, next));
-    pieces.push_front((culprits, next));
-    true
+    /// Whether constraints are to be asked first.
+    asks: bool,
+    /// It is one transaction that a constraint would refuse, as it says.
+    is_suspect: bool,
 }
 
-/// Puts the pieces of `whole` first, in their order, each of the largest size that is smaller than it.
-fn split<'a>(whole: &[&'a Offer], mut next: usize, pieces: &mut VecDeque<(Vec<&'a Offer>, usize)>) {
-    while PIECES[next] >= whole.len() && next + 1 < PIECES.len() {
-        next += 1;
+impl<'a> Piece<'a> {
+    fn of(&self, offers: Vec<&'a Offer>) -> Self {
+        // What constraints could tell of it, they have told.
+        Self { offers, next: self.next, asks: false, is_suspect: false }
     }
-    let size = PIECES[next];
-    for piece in whole.chunks(size).rev() {
-        pieces.push_front((piece.to_vec(), (next + 1).min(PIECES.len() - 1)));
+
+    /// Puts each transaction that is suspected by itself before the rest. Where most are, it is for the table to say so.
+    fn part(self, suspects: &HashSet<String>, pieces: &mut VecDeque<Self>) {
+        let mut by_id: BTreeMap<&str, Vec<&'a Offer>> = BTreeMap::new();
+        let mut rest = Vec::new();
+        for offer in &self.offers {
+            let id = offer.entry.event.transaction_id.as_str();
+            if suspects.contains(id) { by_id.entry(id).or_default().push(*offer) } else { rest.push(*offer) }
+        }
+        if rest.len() < self.offers.len() / 2 {
+            pieces.push_front(self.of(self.offers.clone()));
+            return;
+        }
+        pieces.push_front(self.of(rest));
+        for offers in by_id.into_values() {
+            pieces.push_front(Piece { is_suspect: true, ..self.of(offers) });
+        }
+    }
+
+    /// Puts what PostgreSQL names as the culprit before the rest, each a piece; whether it named one. Whether it is one
+    /// shows when it stands alone.
+    fn single_out(&self, trouble: &Trouble, pieces: &mut VecDeque<Self>) -> bool {
+        let Some(id) = &trouble.culprit else { return false };
+        let is_culprit = |offer: &&&Offer| offer.entry.event.transaction_id.as_str() == id;
+        let (culprits, rest): (Vec<&Offer>, Vec<&Offer>) = self.offers.iter().partition(is_culprit);
+        if culprits.is_empty() || rest.is_empty() {
+            return false;
+        }
+        pieces.push_front(self.of(rest));
+        pieces.push_front(self.of(culprits));
+        true
+    }
+
+    /// Puts its parts first, in their order, each of the largest size that is smaller than it.
+    fn split(&self, pieces: &mut VecDeque<Self>) {
+        let mut next = self.next;
+        while PIECES[next] >= self.offers.len() && next + 1 < PIECES.len() {
+            next += 1;
+        }
+        for part in self.offers.chunks(PIECES[next]).rev() {
+            pieces.push_front(Piece { next: (next + 1).min(PIECES.len() - 1), ..self.of(part.to_vec()) });
+        }
     }
 }
 

@@ -13,6 +13,8 @@ use tokio::time::Instant;
 const BUSY_FOR: Duration = Duration::from_secs(60);
 /// How often then.
 const BUSY_PAUSE: Duration = Duration::from_secs(1);
+/// How often then where it takes a connection each time.
+const CROWDED_PAUSE: Duration = Duration::from_secs(3);
 /// How often at first when there is no traffic, and at last.
 const IDLE_PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30));
 /// How often while the connection stays: a server that has died or frozen shows within ten seconds.
@@ -21,6 +23,17 @@ const WATCH_PAUSE: Duration = Duration::from_secs(4);
 pub const LONG_PAUSE: Duration = Duration::from_millis(2_500);
 /// The shortest time between two reads, however much is pushed.
 pub const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
+
+/// With how many others a server is shared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Company {
+    /// Its connections last for all.
+    Few,
+    /// They may not, and each is given up after use.
+    Crowd,
+    /// A pooler is in between.
+    Unknown,
+}
 
 /// When to read what others wrote.
 pub struct Rhythm {
@@ -49,26 +62,31 @@ impl Rhythm {
         self.pause = Duration::ZERO;
     }
 
+    /// Something may have been missed.
+    pub fn soon(&mut self) {
+        self.pause = Duration::ZERO;
+    }
+
     /// Whether it is time to; `is_called`: whether somebody says so.
     pub fn is_due(&mut self, is_called: bool) -> bool {
         self.is_called |= is_called;
         self.pause().is_zero()
     }
 
-    /// A read is done; whether there was anything, and whether the connection stays.
-    pub fn read(&mut self, found: bool, stays: bool) {
+    /// A read is done; whether there was anything, and with how many others the server is shared.
+    pub fn read(&mut self, found: bool, company: Company) {
         let now = Instant::now();
         if found {
             self.last_traffic = now;
         }
         self.last_read = Some(now);
         self.is_called = false;
-        let base = if now.duration_since(self.last_traffic) < BUSY_FOR {
-            BUSY_PAUSE
-        } else if stays {
-            WATCH_PAUSE
-        } else {
-            (self.pause * 3 / 2).clamp(IDLE_PAUSES.0, IDLE_PAUSES.1)
+        let is_busy = now.duration_since(self.last_traffic) < BUSY_FOR;
+        let base = match company {
+            Company::Few | Company::Unknown if is_busy => BUSY_PAUSE,
+            Company::Crowd if is_busy => CROWDED_PAUSE,
+            Company::Few => WATCH_PAUSE,
+            Company::Crowd | Company::Unknown => (self.pause * 3 / 2).clamp(IDLE_PAUSES.0, IDLE_PAUSES.1),
         };
         self.pause = base.mul_f64(self.random.random_range(0.8..=1.2));
     }
@@ -88,7 +106,7 @@ mod tests {
     async fn reads_often_for_a_minute_after_traffic_then_ever_less_often() {
         let mut rhythm = Rhythm::new();
         assert!(rhythm.is_due(false), "the first read waits for nothing");
-        rhythm.read(false, false);
+        rhythm.read(false, Company::Unknown);
         assert!(!rhythm.is_due(false), "not twice at once");
         let started = Instant::now();
         let mut pauses = Vec::new();
@@ -97,7 +115,7 @@ mod tests {
             pauses.push((started.elapsed(), pause));
             tokio::time::advance(pause).await;
             assert!(rhythm.is_due(false));
-            rhythm.read(false, false);
+            rhythm.read(false, Company::Unknown);
         }
         for (at, pause) in &pauses {
             let range = if *at < BUSY_FOR { 0.8..=1.2 } else { 4.0..=36.0 };
@@ -108,7 +126,7 @@ mod tests {
         rhythm.traffic();
         assert!(rhythm.is_due(false) || rhythm.pause() <= SHORTEST_PAUSE, "traffic wakes at once");
         tokio::time::advance(SHORTEST_PAUSE).await;
-        rhythm.read(true, false);
+        rhythm.read(true, Company::Unknown);
         assert!(rhythm.pause() < Duration::from_secs(2));
     }
 
@@ -117,7 +135,7 @@ mod tests {
         let mut rhythm = Rhythm::new();
         tokio::time::advance(BUSY_FOR).await;
         for _ in 0..50 {
-            rhythm.read(false, true);
+            rhythm.read(false, Company::Few);
             let pause = rhythm.pause();
             assert!((Duration::from_secs(3)..Duration::from_secs(5)).contains(&pause), "{pause:?}");
             tokio::time::advance(pause).await;
@@ -128,14 +146,14 @@ mod tests {
     async fn a_bell_that_rings_just_after_a_read_is_answered_soon_and_once() {
         let mut rhythm = Rhythm::new();
         tokio::time::advance(BUSY_FOR).await;
-        rhythm.read(false, false);
+        rhythm.read(false, Company::Unknown);
         assert!(rhythm.pause() > Duration::from_secs(3), "an idle node does not look again for long");
         tokio::time::advance(SHORTEST_PAUSE / 2).await;
         assert!(!rhythm.is_due(true), "just now it looked");
         assert_eq!(rhythm.pause(), SHORTEST_PAUSE / 2);
         tokio::time::advance(SHORTEST_PAUSE / 2).await;
         assert!(rhythm.is_due(false), "it was called, if some time ago");
-        rhythm.read(false, false);
+        rhythm.read(false, Company::Unknown);
         assert!(rhythm.pause() > Duration::from_secs(3));
     }
 }

@@ -3,7 +3,7 @@
 //! Rows are inserted and locked in the order of their ids' bytes, by everybody: whoever takes locks in another order can
 //! end in a deadlock. Amounts travel as text and become `numeric` there, so that no float is ever between them.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::SystemTime;
 
 use tokio_postgres::Row;
@@ -44,6 +44,8 @@ pub struct Inserted {
     pub transaction_id: String,
     /// The amount as it is there.
     pub amount: String,
+    /// And the status.
+    pub status: String,
 }
 
 fn evidence_json(evidence: &[String]) -> String {
@@ -120,11 +122,12 @@ pub async fn insert(session: &Session, rows: &[NewRow<'_>]) -> Result<Vec<Insert
          {}
           ORDER BY id COLLATE \"C\"
          ON CONFLICT (transaction_id) DO NOTHING
-         RETURNING transaction_id, amount::text",
+         RETURNING transaction_id, amount::text, status",
         Rows::SQL
     );
     let inserted = session.query(&sql, &Rows::new(rows).parameters()).await?;
-    let read = |row: &Row| Ok(Inserted { transaction_id: column(row, 0)?, amount: column(row, 1)? });
+    let read =
+        |row: &Row| Ok(Inserted { transaction_id: column(row, 0)?, amount: column(row, 1)?, status: column(row, 2)? });
     inserted.iter().map(read).collect()
 }
 
@@ -210,18 +213,22 @@ pub async fn marked_after(session: &Session, agents: &[AgentId], after: &str, li
         .await
 }
 
-/// Writes what may change of transactions that are locked.
-pub async fn update(session: &Session, rows: &[(&TransactionId, Shown)]) -> Result<(), Trouble> {
+/// Writes what may change of transactions that are locked; status and evidence that they have then, by id.
+pub async fn update(
+    session: &Session,
+    rows: &[(&TransactionId, Shown)],
+) -> Result<HashMap<String, (String, Option<String>)>, Trouble> {
     let ids: Vec<_> = rows.iter().map(|(id, _)| id.as_str()).collect();
     let created: Vec<SystemTime> = rows.iter().map(|(_, shown)| to_system_time(shown.created_at)).collect();
     let statuses: Vec<_> = rows.iter().map(|(_, shown)| shown.status).collect();
     let evidence: Vec<_> = rows.iter().map(|(_, shown)| evidence_json(&shown.evidence)).collect();
-    session
-        .execute(
+    let written = session
+        .query(
             "UPDATE marketplace_transactions t
                 SET created_at = n.created_at, status = n.status, evidence = n.evidence::jsonb
                FROM unnest($1, $2, $3, $4) AS n(id, created_at, status, evidence)
-              WHERE t.transaction_id = n.id",
+              WHERE t.transaction_id = n.id
+             RETURNING t.transaction_id, t.status, t.evidence::text",
             &[
                 (&ids, Type::TEXT_ARRAY),
                 (&created, Type::TIMESTAMP_ARRAY),
@@ -230,7 +237,7 @@ pub async fn update(session: &Session, rows: &[(&TransactionId, Shown)]) -> Resu
             ],
         )
         .await?;
-    Ok(())
+    written.iter().map(|row| Ok((column(row, 0)?, (column(row, 1)?, column(row, 2)?)))).collect()
 }
 
 /// Reads all events of the transactions.

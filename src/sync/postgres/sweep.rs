@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::checks::Checks;
 use super::errors::{Kind, Trouble};
 use super::merge::{Undo, merge};
 use super::rows;
@@ -300,7 +299,7 @@ impl Run {
     async fn adopt(&mut self, session: &mut Session, piece: Vec<Marked>, now: Timestamp) -> Result<(), Trouble> {
         let ids: Vec<TransactionId> = piece.iter().map(|marked| marked.transaction_id.clone()).collect();
         session.begin(Access::ReadWrite, LIMITS).await?;
-        let trouble = match merge(session, &[], &ids, &|_| Ok(None), &Checks::default(), now).await {
+        let trouble = match merge(session, &[], &ids, &|_| Ok(None), None, now).await {
             Ok(merged) => {
                 session.commit().await?;
                 self.adopted += merged.adopted;
@@ -308,7 +307,9 @@ impl Run {
                 return Ok(());
             }
             Err(Undo::Trouble(trouble)) => trouble,
-            Err(Undo::Without(_)) => unreachable!("nothing was offered that could be left out"),
+            Err(Undo::Without(_) | Undo::Suspects(_)) => {
+                unreachable!("nothing was offered that could be left out")
+            }
         };
         if !matches!(trouble.kind, Kind::Entry | Kind::Contention) {
             return Err(trouble);

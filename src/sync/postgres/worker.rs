@@ -159,13 +159,15 @@ impl Postgres {
             let followed = self.read_some(link).await?;
             round.pulled = followed.pulled;
             round.more |= followed.more;
-            self.rhythm.read(followed.pulled > 0, link.may_stay());
+            self.rhythm.read(followed.pulled > 0, link.company());
         }
         let due = self.rhythm.pause().min(self.drain.until_retry()).min(self.follow.sweeps.until_due());
         // Whatever is due and cannot be done yet must not spin.
         round.pause = due.max(SHORTEST_PAUSE / 4);
-        if !round.more && round.pause >= LONG_PAUSE && !link.may_stay() {
-            // Thousands of idle nodes are cheap for a server that does not hold a process for each.
+        let is_idle = round.pause >= LONG_PAUSE && !link.may_stay();
+        if !round.more && (is_idle || link.is_crowded()) {
+            // Thousands of idle nodes are cheap for a server that does not hold a process for each; and where there are
+            // fewer connections than nodes, each has its turn.
             link.close();
         }
         Ok(round)
@@ -190,7 +192,7 @@ impl Destination for Postgres {
             .map_err(|error| Failure::new(FailureClass::Misconfigured, error.to_string()))?;
         let session = target.connect().await?;
         self.drain.retry_all();
-        self.rhythm.traffic();
+        self.rhythm.soon();
         Ok(Link::new(target, Some(session)))
     }
 
