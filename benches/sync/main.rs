@@ -25,7 +25,6 @@ mod backlog;
 mod lag;
 mod load;
 mod many;
-mod process;
 mod unmoved;
 
 use std::process::ExitCode;
