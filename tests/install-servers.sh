@@ -1,7 +1,16 @@
 #!/bin/sh
 # Installs what the tests of replication start for themselves: Redis, PostgreSQL and pgbouncer, from Debian's packages.
-# Does nothing where they are there already, so it may be run before every test run.
+# With --bench also etcd, which `cargo bench --bench peers` compares with. Does nothing where they are there already, so
+# it may be run before every test run.
 set -eu
+
+case "${1-}" in
+"" | --bench) ;;
+*)
+    echo "usage: $0 [--bench]" >&2
+    exit 64
+    ;;
+esac
 
 found_postgres() {
     for directory in /usr/lib/postgresql/*/bin; do
@@ -19,17 +28,20 @@ found redis-server || missing="$missing redis-server"
 found_postgres && found psql || missing="$missing postgresql"
 found pgbouncer || missing="$missing pgbouncer"
 found openssl || missing="$missing openssl"
+if [ "${1-}" = --bench ]; then
+    found etcd || missing="$missing etcd-server"
+fi
 
 if [ -z "$missing" ]; then
-    echo "redis-server, postgresql, pgbouncer and openssl are there"
+    echo "all servers are there"
     exit 0
 fi
 
 if ! found apt-get; then
     echo "These programs are needed and missing:$missing" >&2
     echo "This script installs them on Debian and its relatives only. Elsewhere, install Redis 6.2 or newer, the server" >&2
-    echo "programs of PostgreSQL 13 or newer (initdb, postgres), psql, pgbouncer and openssl with your system's own" >&2
-    echo "package manager, so that they are in PATH, and run the tests again." >&2
+    echo "programs of PostgreSQL 13 or newer (initdb, postgres), psql, pgbouncer and openssl, and for --bench etcd 3.4 or" >&2
+    echo "newer, with your system's own package manager, so that they are in PATH, and try again." >&2
     exit 1
 fi
 

@@ -1,6 +1,11 @@
-//! What the benches share: a report of ratios and figures with their bounds, and the agents and transactions that they work on.
+//! What the benches share: a report of ratios and figures with their bounds, the agents and transactions that they work
+//! on, and the load on servers.
 
 #![allow(dead_code, reason = "every bench compiles this module and uses a part of it")]
+
+pub mod http;
+pub mod load;
+pub mod process;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -10,9 +15,10 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use tradepost::domain::{
-    AgentId, AvailabilityStatus, Capabilities, Capability, Capacity, Currency, Facts, JsonObject, Money,
+    Agent, AgentId, AvailabilityStatus, Capabilities, Capability, Capacity, Currency, Facts, JsonObject, Money,
     NewTransaction, Registration, Ttl,
 };
+use tradepost::engine::replica::AgentChange;
 use tradepost::metrics::Metrics;
 use tradepost::{Engine, Location, Options, Pending};
 
@@ -64,17 +70,22 @@ impl fmt::Display for Bound {
 /// machines.
 #[derive(Debug, Default)]
 pub struct Report {
-    rows: Vec<(String, f64, Bound)>,
+    rows: Vec<(String, f64, Option<Bound>)>,
 }
 
 impl Report {
     pub fn ratio(&mut self, what: impl Into<String>, ratio: f64, bound: Bound) {
-        self.rows.push((what.into(), ratio, bound));
+        self.rows.push((what.into(), ratio, Some(bound)));
+    }
+
+    /// A ratio that is worth knowing, whatever it is.
+    pub fn shown(&mut self, what: impl Into<String>, ratio: f64) {
+        self.rows.push((what.into(), ratio, None));
     }
 
     /// A number that means the same on every machine that is not overloaded, with its unit in `what`.
     pub fn figure(&mut self, what: impl Into<String>, value: f64, bound: Bound) {
-        self.rows.push((what.into(), value, bound));
+        self.rows.push((what.into(), value, Some(bound)));
     }
 
     /// Prints the table; a failure if a bound was missed.
@@ -82,15 +93,22 @@ impl Report {
         let mut table = String::from("\n| what | measured | required | |\n| --- | ---: | ---: | --- |\n");
         let mut missed = 0;
         for (what, ratio, bound) in &self.rows {
-            let verdict = if bound.holds(*ratio) { "ok" } else { "MISSED" };
-            missed += usize::from(!bound.holds(*ratio));
+            let (bound, verdict) = match bound {
+                None => (String::new(), ""),
+                Some(bound) if bound.holds(*ratio) => (bound.to_string(), "ok"),
+                Some(bound) => {
+                    missed += 1;
+                    (bound.to_string(), "MISSED")
+                }
+            };
             table += &format!("| {what} | {ratio:.2} | {bound} | {verdict} |\n");
         }
         std::io::stdout().write_all(table.as_bytes()).expect("stdout takes the table");
         if missed == 0 {
             return ExitCode::SUCCESS;
         }
-        eprintln!("{missed} of {} bounds were missed", self.rows.len());
+        let bounds = self.rows.iter().filter(|(_, _, bound)| bound.is_some()).count();
+        eprintln!("{missed} of {bounds} bounds were missed");
         ExitCode::FAILURE
     }
 }
@@ -105,6 +123,22 @@ pub fn note(what: &str, operations: usize, took: Duration) {
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
+}
+
+/// The rates of all sides, which take turns for some rounds: the middle one of each, and by how much the first surpasses
+/// the others, which is the middle one of what each round says. So a slow spell of the disk that falls into one round
+/// and not into the next does not count.
+pub fn compare<const SIDES: usize>(rounds: &[[f64; SIDES]]) -> ([f64; SIDES], [f64; SIDES]) {
+    let middle = |of: &dyn Fn(&[f64; SIDES]) -> f64| median(rounds.iter().map(of).collect());
+    let rates = std::array::from_fn(|side| middle(&|round| round[side]));
+    (rates, std::array::from_fn(|side| middle(&|round| round[0] / round[side])))
+}
+
+/// The duration that all but one in a hundred do not exceed.
+pub fn p99(durations: &mut [Duration]) -> Duration {
+    durations.sort_unstable();
+    let index = (durations.len() * 99).div_ceil(100).saturating_sub(1);
+    durations.get(index).copied().unwrap_or_default()
 }
 
 /// Seconds that some work took.
@@ -131,6 +165,16 @@ pub fn register_agents(engine: &Engine, count: usize) {
     submit_all((0..count).map(|number| engine.register(registration(number), None)));
 }
 
+/// The agents that an engine owns.
+pub fn local_agents(engine: &Engine) -> Vec<Agent> {
+    let changes = engine.changes_after(0, usize::MAX).expect("the store can be read");
+    let agent = |change| match change {
+        AgentChange::Put { agent, .. } => Some(*agent),
+        AgentChange::Removed { .. } => None,
+    };
+    changes.into_iter().filter_map(agent).collect()
+}
+
 /// Waits for every answer, with at most some thousands under way.
 pub fn submit_all<T>(pending: impl Iterator<Item = Pending<T>>) {
     let mut waiting = VecDeque::new();
@@ -143,6 +187,22 @@ pub fn submit_all<T>(pending: impl Iterator<Item = Pending<T>>) {
     for answer in waiting {
         answer.wait().map(drop).expect("a write is acknowledged");
     }
+}
+
+/// Transactions per second, where so many callers at a time record batches of so many.
+pub fn record_in_batches(engine: &Engine, batch: usize, callers: usize, agents: usize, time: Duration) -> f64 {
+    let began = Instant::now();
+    let mut numbers = Numbers::seeded(1);
+    let (mut done, mut waiting) = (0, VecDeque::new());
+    while began.elapsed() < time {
+        let batch = (0..batch).map(|_| new_transaction(numbers.below(agents), numbers.below(agents))).collect();
+        waiting.push_back(engine.record_batch(batch));
+        if waiting.len() == callers {
+            let answers = waiting.pop_front().expect("there are as many as callers").wait().expect("it is durable");
+            done += answers.into_iter().filter(Result::is_ok).count();
+        }
+    }
+    done as f64 / began.elapsed().as_secs_f64()
 }
 
 pub fn agent_id(number: usize) -> AgentId {
@@ -181,6 +241,13 @@ pub fn new_transaction(payer: usize, provider: usize) -> NewTransaction {
             context: JsonObject::default(),
         },
     }
+}
+
+/// What a transaction is about, as the members of a JSON object.
+pub fn facts_as_json(payer: usize, provider: usize) -> String {
+    format!(
+        r#""payer_agent":"agent-{payer:06}","provider_agent":"agent-{provider:06}","capability":"capability-01","amount":"18.5""#
+    )
 }
 
 /// Numbers that look drawn by chance, the same in every run (Marsaglia's xorshift64).

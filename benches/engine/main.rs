@@ -12,7 +12,6 @@
 mod common;
 mod sqlite;
 
-use std::collections::VecDeque;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -67,7 +66,9 @@ fn group_commit(runtime: &Runtime, quick: bool, report: &mut Report) {
         theirs.push(rate);
     }
     let callers: Vec<(f64, f64)> = (0..rounds)
-        .map(|_| (record_in_batches(&engine, AGENTS, round), sqlite.record(SUBMITTERS, AGENTS, round)))
+        .map(|_| {
+            (common::record_in_batches(&engine, SUBMITTERS, 4, AGENTS, round), sqlite.record(SUBMITTERS, AGENTS, round))
+        })
         .collect();
     let (alone, together, theirs) = (median(alone), median(together), median(theirs));
     note("record, 1 submitter", alone as usize, Duration::from_secs(1));
@@ -77,23 +78,6 @@ fn group_commit(runtime: &Runtime, quick: bool, report: &mut Report) {
     report.ratio("durable transactions, 4 agents: 64 submitters / SQLite", together / theirs, Bound::AtLeast(1.2));
     let ratio = median(callers.iter().map(|(ours, theirs)| ours / theirs).collect());
     report.ratio("the same: 4 callers with batches of 64 / SQLite", ratio, Bound::AtLeast(1.2));
-}
-
-/// Transactions per second, where four callers at a time record batches of [`SUBMITTERS`].
-fn record_in_batches(engine: &Engine, agents: usize, time: Duration) -> f64 {
-    const CALLERS: usize = 4;
-    let began = Instant::now();
-    let mut numbers = Numbers::seeded(1);
-    let (mut done, mut waiting) = (0, VecDeque::new());
-    while began.elapsed() < time {
-        let batch = (0..SUBMITTERS).map(|_| new_transaction(numbers.below(agents), numbers.below(agents))).collect();
-        waiting.push_back(engine.record_batch(batch));
-        if waiting.len() == CALLERS {
-            let answers = waiting.pop_front().expect("there are as many as callers").wait().expect("it is durable");
-            done += answers.into_iter().filter(Result::is_ok).count();
-        }
-    }
-    done as f64 / began.elapsed().as_secs_f64()
 }
 
 /// Commands and commits so far.

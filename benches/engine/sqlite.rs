@@ -54,7 +54,8 @@ impl Ledger {
         done as f64 / began.elapsed().as_secs_f64()
     }
 
-    fn record_batch(&mut self, batch: usize, agents: usize, numbers: &mut Numbers) -> rusqlite::Result<()> {
+    /// Records so many transactions in one commit.
+    pub fn record_batch(&mut self, batch: usize, agents: usize, numbers: &mut Numbers) -> rusqlite::Result<()> {
         let transaction = self.connection.transaction()?;
         let mut tallies: HashMap<[u8; 9], u64> = HashMap::new();
         for _ in 0..batch {

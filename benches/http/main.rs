@@ -11,9 +11,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use common::http::Client;
+use common::load::{self, Caller};
 use common::{Bound, Numbers, Report, median, note};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tradepost::access::Access;
@@ -41,7 +42,7 @@ fn main() -> ExitCode {
     let (rounds, round) = if quick { (3, Duration::from_millis(200)) } else { (5, Duration::from_secs(1)) };
     let directory = tempfile::tempdir().expect("a temporary directory");
     let server = Server::start(directory.path(), agents);
-    let clients = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
+    let clients = load::runtime();
     let mut report = Report::default();
     for operation in [Record, Settle, Heartbeat, Get, Search] {
         let mut rates = CONNECTIONS.map(|_| Vec::new());
@@ -104,129 +105,69 @@ impl Server {
 
     /// Requests per second.
     fn measure(&self, clients: &Runtime, operation: Operation, connections: usize, number: u64, time: Duration) -> f64 {
-        clients.block_on(async {
-            let mut open = Vec::new();
+        let mut callers = clients.block_on(async {
+            let mut callers = Vec::new();
             for worker in 0..connections {
-                let mut client = Client::connect(self.address).await;
-                let mut numbers = Numbers::seeded(number * 1_000 + worker as u64 + 1);
-                let ids = if operation == Settle {
-                    client.record_some(&mut numbers, self.agents, connections).await
-                } else {
-                    Vec::new()
-                };
-                open.push((client, numbers, ids));
+                let client = Client::connect(self.address).await;
+                let numbers = Numbers::seeded(number * 1_000 + worker as u64 + 1);
+                let mut caller = User { client, operation, numbers, agents: self.agents, ids: Vec::new() };
+                if operation == Settle {
+                    caller.record_some(connections).await;
+                }
+                callers.push(caller);
             }
-            let began = Instant::now();
-            let tasks: Vec<_> = open
-                .into_iter()
-                .map(|(mut client, mut numbers, mut ids)| {
-                    let agents = self.agents;
-                    tokio::spawn(async move {
-                        let mut done = 0_usize;
-                        while began.elapsed() < time {
-                            let agent = numbers.below(agents);
-                            match operation {
-                                Record => drop(client.record(&mut numbers, agents).await),
-                                Settle => match ids.pop() {
-                                    Some(id) => {
-                                        drop(client.post(&format!("/v1/transactions/{id}/settle"), "", 200).await)
-                                    }
-                                    None => break,
-                                },
-                                Heartbeat => {
-                                    drop(client.post(&format!("/v1/agents/agent-{agent:06}/heartbeat"), "", 200).await);
-                                }
-                                Get => client.get(&format!("/v1/agents/agent-{agent:06}")).await,
-                                Search => {
-                                    let path = "/v1/discovery/search?limit=20&capability=capability-";
-                                    client.get(&format!("{path}{:02}", agent % common::CAPABILITIES)).await;
-                                }
-                            }
-                            done += 1;
-                        }
-                        (done, began.elapsed())
-                    })
-                })
-                .collect();
-            let (mut done, mut took) = (0, Duration::ZERO);
-            for task in tasks {
-                let (more, until) = task.await.expect("a client ends");
-                (done, took) = (done + more, took.max(until));
-            }
-            done as f64 / took.as_secs_f64()
-        })
+            callers
+        });
+        load::run(clients, &mut callers, connections, time).per_second
     }
 }
 
-/// One keep-alive connection, with as little of an HTTP client as will do.
-struct Client {
-    stream: TcpStream,
-    buffer: Vec<u8>,
+/// One connection that does one thing.
+struct User {
+    client: Client,
+    operation: Operation,
+    numbers: Numbers,
+    agents: usize,
+    /// What there is to settle.
+    ids: Vec<String>,
 }
 
-impl Client {
-    async fn connect(address: std::net::SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).await.expect("the server accepts");
-        stream.set_nodelay(true).expect("loopback takes TCP_NODELAY");
-        Self { stream, buffer: Vec::with_capacity(64 * 1024) }
+impl Caller for User {
+    async fn call(&mut self) -> bool {
+        let agent = self.numbers.below(self.agents);
+        let answer = match self.operation {
+            Record => {
+                let body = format!("{{{}}}", self.facts());
+                self.client.post("/v1/transactions", &body, 201).await
+            }
+            Settle => {
+                let Some(id) = self.ids.pop() else { return false };
+                self.client.post(&format!("/v1/transactions/{id}/settle"), "", 200).await
+            }
+            Heartbeat => self.client.post(&format!("/v1/agents/agent-{agent:06}/heartbeat"), "", 200).await,
+            Get => self.client.get(&format!("/v1/agents/agent-{agent:06}")).await,
+            Search => {
+                let path = "/v1/discovery/search?limit=20&capability=capability-";
+                self.client.get(&format!("{path}{:02}", agent % common::CAPABILITIES)).await
+            }
+        };
+        !answer.is_empty()
     }
+}
 
-    async fn record(&mut self, numbers: &mut Numbers, agents: usize) -> String {
-        let (payer, provider) = (numbers.below(agents), numbers.below(agents));
-        let body = format!(
-            r#"{{"payer_agent":"agent-{payer:06}","provider_agent":"agent-{provider:06}","capability":"capability-01","amount":"18.5"}}"#
-        );
-        self.post("/v1/transactions", &body, 201).await
-    }
-
+impl User {
     /// Enough transactions to settle for a second, more or less; recorded in batches.
-    async fn record_some(&mut self, numbers: &mut Numbers, agents: usize, connections: usize) -> Vec<String> {
-        let count = 24_000 / (connections + 7);
-        let ids: Vec<String> =
-            (0..count).map(|_| format!("{:08x}{:08x}", numbers.below(1 << 32), numbers.below(1 << 32))).collect();
-        let items: Vec<String> = ids
-            .iter()
-            .map(|id| {
-                let (payer, provider) = (numbers.below(agents), numbers.below(agents));
-                format!(r#"{{"transaction_id":"{id}","payer_agent":"agent-{payer:06}","provider_agent":"agent-{provider:06}","capability":"capability-01","amount":"18.5"}}"#)
-            })
-            .collect();
-        self.post("/v1/transactions/batch", &format!("[{}]", items.join(",")), 200).await;
-        ids
-    }
-
-    async fn post(&mut self, path: &str, body: &str, expected: u16) -> String {
-        let length = body.len();
-        let kind = if body.is_empty() { "" } else { "content-type: application/json\r\n" };
-        let head = format!("POST {path} HTTP/1.1\r\nhost: localhost\r\n{kind}content-length: {length}\r\n\r\n");
-        self.exchange(&format!("{head}{body}"), expected).await
-    }
-
-    async fn get(&mut self, path: &str) {
-        self.exchange(&format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n"), 200).await;
-    }
-
-    async fn exchange(&mut self, request: &str, expected: u16) -> String {
-        self.stream.write_all(request.as_bytes()).await.expect("the server reads");
-        self.buffer.clear();
-        loop {
-            let read = self.stream.read_buf(&mut self.buffer).await.expect("the server answers");
-            assert!(read > 0, "the server closed the connection");
-            let Some(end) = find(&self.buffer, b"\r\n\r\n") else { continue };
-            let head = std::str::from_utf8(&self.buffer[..end]).expect("a head is ASCII");
-            let length: usize = head
-                .lines()
-                .find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok())
-                .expect("the answer says how long it is");
-            if self.buffer.len() >= end + 4 + length {
-                let body = String::from_utf8_lossy(&self.buffer[end + 4..]).into_owned();
-                assert_eq!(head.split(' ').nth(1), Some(expected.to_string().as_str()), "{request}: {body}");
-                return body;
-            }
+    async fn record_some(&mut self, connections: usize) {
+        let mut items = Vec::new();
+        for _ in 0..24_000 / (connections + 7) {
+            let id = format!("{:08x}{:08x}", self.numbers.below(1 << 32), self.numbers.below(1 << 32));
+            items.push(format!(r#"{{"transaction_id":"{id}",{}}}"#, self.facts()));
+            self.ids.push(id);
         }
+        self.client.post("/v1/transactions/batch", &format!("[{}]", items.join(",")), 200).await;
     }
-}
 
-fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
-    haystack.windows(needle.len()).position(|window| window == needle)
+    fn facts(&mut self) -> String {
+        common::facts_as_json(self.numbers.below(self.agents), self.numbers.below(self.agents))
+    }
 }

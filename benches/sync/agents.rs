@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use redis::Pipeline;
 use secrecy::SecretString;
 use tradepost::domain::Agent;
-use tradepost::engine::replica::AgentChange;
 use tradepost::sync::redis::document;
 use tradepost::sync::redis::link::Link;
 use tradepost::sync::redis::scripts::Scripts;
@@ -14,7 +13,7 @@ use tradepost::{Engine, Location, Options};
 
 use crate::common::redis::RedisServer;
 use crate::node::{Node, Urls};
-use crate::report::{Bound, Report, median, note, register_agents};
+use crate::report::{Bound, Report, local_agents, median, note, register_agents};
 
 const ROUNDS: usize = 3;
 /// How many commands are sent at once.
@@ -45,15 +44,6 @@ pub fn run(agents: usize, report: &mut Report) {
     }
     eprintln!("the script costs as much as {:.1} plain SETs", bare / plain);
     report.ratio(format!("rate of {agents} agents to Redis / bare script"), bare / real, Bound::AtLeast(0.7));
-}
-
-fn local_agents(engine: &Engine) -> Vec<Agent> {
-    let changes = engine.changes_after(0, usize::MAX).expect("the store can be read");
-    let agent = |change| match change {
-        AgentChange::Put { agent, .. } => Some(*agent),
-        AgentChange::Removed { .. } => None,
-    };
-    changes.into_iter().filter_map(agent).collect()
 }
 
 /// Seconds that plain SETs of the documents take.

@@ -11,7 +11,7 @@ use crate::common::central::sink;
 use crate::common::facts;
 use crate::common::postgres::Postgres;
 use crate::common::sidecar::{Home, Sidecar, wait_for};
-use crate::process::{forget_peak, peak_bytes, resident_bytes};
+use crate::report::process::{forget_peak, peak_bytes, resident_bytes};
 use crate::report::{Bound, Report, submit_all};
 use crate::{agents, common};
 

@@ -11,9 +11,8 @@ use uuid::Uuid;
 
 use crate::common::central::Central;
 use crate::common::{facts, registration};
-use crate::load::p99;
 use crate::node::{Node, Urls};
-use crate::report::{Bound, Report};
+use crate::report::{Bound, Report, p99};
 
 const PER_SECOND: u32 = 200;
 /// How often both places are looked at: no more than this is added to what is measured.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::common::http::{Address, Client, Request};
-use crate::report::Numbers;
+use crate::report::{Numbers, p99};
 
 /// What came of a spell of writes.
 #[derive(Debug, Clone, Copy)]
@@ -45,11 +45,4 @@ pub fn record(address: SocketAddr, connections: usize, agents: usize, time: Dura
         clients.into_iter().flat_map(|client| client.join().expect("a client ends")).collect();
     let elapsed = began.elapsed();
     Outcome { per_second: took.len() as f64 / elapsed.as_secs_f64(), p99: p99(&mut took) }
-}
-
-/// The duration that all but one in a hundred do not exceed.
-pub fn p99(durations: &mut [Duration]) -> Duration {
-    durations.sort_unstable();
-    let index = (durations.len() * 99).div_ceil(100).saturating_sub(1);
-    durations.get(index).copied().unwrap_or_default()
 }

@@ -27,7 +27,6 @@ mod lag;
 mod load;
 mod many;
 mod poison;
-mod process;
 mod unmoved;
 
 use std::process::ExitCode;

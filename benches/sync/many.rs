@@ -7,7 +7,7 @@ use crate::common::postgres::Postgres;
 use crate::common::redis::RedisServer;
 use crate::fleet::Fleet;
 use crate::node::Urls;
-use crate::process::worked;
+use crate::report::process::worked;
 use crate::report::{Bound, Report};
 
 /// The fleet whose cost is worked out from this one's.
