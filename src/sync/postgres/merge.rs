@@ -7,12 +7,10 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use uuid::Uuid;
-
-use super::adopt::{self, CentralRow, adopt};
+use super::adopt::{CentralRow, adopt};
 use super::checks::Checks;
-use super::errors::{Kind, Trouble};
-use super::payload::uuid;
+use super::ensure;
+use super::errors::Trouble;
 use super::rows::{self, NewRow, Shown};
 use super::session::Session;
 use crate::domain::event::FactsHash;
@@ -130,7 +128,7 @@ pub fn refused_by(trouble: &Trouble, offer: &Offer) -> Refused {
     }
 }
 
-fn refusal(offer: &Offer, code: &str, reason: &str) -> Refused {
+pub(super) fn refusal(offer: &Offer, code: &str, reason: &str) -> Refused {
     Refused { key: offer.key.clone(), code: code.to_owned(), constraint: None, reason: reason.to_owned() }
 }
 
@@ -178,72 +176,11 @@ pub async fn merge(
     let there: Vec<&str> = groups.keys().copied().filter(|id| !fresh.contains(*id)).collect();
     let joined = join(session, &groups, &there, &present, now, &mut merged).await?;
     events.extend(joined.iter().flat_map(|joined| &joined.new));
-    insert_events(session, offers, &events).await?;
+    ensure::insert_events(session, offers, &events).await?;
     let joined = joined.iter().filter_map(|joined| joined.shown.clone().map(|shown| (&joined.transaction_id, shown)));
     let changed: Vec<_> = joined.chain(restored.iter().map(|(id, shown)| (id, shown.clone()))).collect();
-    update_rows(session, offers, &changed).await?;
+    ensure::update_rows(session, offers, &changed).await?;
     Ok(merged)
-}
-
-/// Writes what rows have to show, and sees to it that they do: a trigger may keep them as they were, or change what is
-/// written.
-async fn update_rows(session: &Session, offers: &[&Offer], changed: &[(&TransactionId, Shown)]) -> Result<(), Undo> {
-    if changed.is_empty() {
-        return Ok(());
-    }
-    let written = rows::update(session, changed).await?;
-    let stands = |(id, shown): &&(&TransactionId, Shown)| {
-        written.get(id.as_str()).is_some_and(|(status, evidence)| {
-            *status == shown.status && adopt::evidence_of(evidence.as_deref()) == shown.evidence
-        })
-    };
-    let differ: HashSet<&TransactionId> = changed.iter().filter(|row| !stands(row)).map(|(id, _)| *id).collect();
-    not_taken(offers, |entry| differ.contains(&entry.event.transaction_id), differ.is_empty(), "an update of its row")
-}
-
-/// These were taken without an error, and are not there.
-fn not_taken(
-    offers: &[&Offer],
-    is_concerned: impl Fn(&LedgerEntry) -> bool,
-    is_sound: bool,
-    what: &str,
-) -> Result<(), Undo> {
-    if is_sound {
-        return Ok(());
-    }
-    let reason = format!(
-        "PostgreSQL took {what} without an error and did not do it: a trigger, a rule or a row policy is in the way"
-    );
-    let culprits: Vec<Refused> = offers
-        .iter()
-        .filter(|offer| is_concerned(&offer.entry))
-        .map(|offer| refusal(offer, NOT_TAKEN, &reason))
-        .collect();
-    // What was adopted, nobody offered.
-    if culprits.is_empty() { Err(Trouble::new(Kind::Entry, reason).into()) } else { Err(Undo::Without(culprits)) }
-}
-
-/// Inserts events, and sees to it that they are there: a trigger may let an event vanish without a word.
-async fn insert_events(session: &Session, offers: &[&Offer], events: &[&LedgerEntry]) -> Result<(), Undo> {
-    if rows::insert_events(session, events).await? == events.len() as u64 {
-        return Ok(());
-    }
-    // Some were there already, as those of a row that somebody deleted are, or they were not taken.
-    let ids: Vec<Uuid> = events.iter().map(|entry| uuid(entry.event.event_id.as_bytes())).collect();
-    let absent = rows::absent(session, &ids).await?;
-    if absent.is_empty() {
-        return Ok(());
-    }
-    let is_absent = |entry: &LedgerEntry| absent.contains(&uuid(entry.event.event_id.as_bytes()));
-    let offered: HashSet<_> = offers.iter().map(|offer| offer.entry.event.event_id).collect();
-    // One that nobody offered, adopted or recalled, takes along what is offered of its transaction.
-    let bereft: HashSet<&TransactionId> = events
-        .iter()
-        .filter(|entry| is_absent(entry) && !offered.contains(&entry.event.event_id))
-        .map(|entry| &entry.event.transaction_id)
-        .collect();
-    let is_concerned = |entry: &LedgerEntry| is_absent(entry) || bereft.contains(&entry.event.transaction_id);
-    not_taken(offers, is_concerned, false, "an event")
 }
 
 /// What rows have to show that were inserted anew although there are events of theirs: somebody deleted the row, or the
@@ -403,7 +340,12 @@ async fn join(
         .collect();
     let missing: Vec<&str> =
         there.iter().copied().filter(|id| !found.contains(id) && !groups[id].offers.is_empty()).collect();
-    not_there(session, groups, &missing, present).await?;
+    let absent = ensure::absent_rows(session, &missing, present).await?;
+    if !absent.is_empty() {
+        let mut culprits = Vec::new();
+        absent.iter().for_each(|(id, reason)| groups[id].refuse(NOT_TAKEN, reason, &mut culprits));
+        return Err(Undo::Without(culprits));
+    }
     for row in &unreadable {
         cannot_join(&row.transaction_id, &groups[row.transaction_id.as_str()], &row.reason, merged);
     }
@@ -418,32 +360,6 @@ async fn join(
         }
     }
     Ok(joined)
-}
-
-/// Rows that were inserted, or were there, and cannot be locked now.
-async fn not_there(
-    session: &Session,
-    groups: &BTreeMap<&str, Group<'_>>,
-    missing: &[&str],
-    present: &HashSet<String>,
-) -> Result<(), Undo> {
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let seen: HashSet<String> = rows::present(session, missing).await?.into_iter().collect();
-    let mut culprits = Vec::new();
-    for id in missing {
-        let reason = match (present.contains(*id), seen.contains(*id)) {
-            (_, true) => "its row is there, and cannot be locked: a row policy is in the way",
-            (false, false) => "PostgreSQL took its row without an error, and does not hold it: a trigger is in the way",
-            (true, false) => {
-                let words = "a row of marketplace_transactions was deleted meanwhile";
-                return Err(Trouble::new(Kind::Contention, words).into());
-            }
-        };
-        groups[id].refuse(NOT_TAKEN, reason, &mut culprits);
-    }
-    Err(Undo::Without(culprits))
 }
 
 fn cannot_join(id: &str, group: &Group<'_>, reason: &str, merged: &mut Merged) {

@@ -6,6 +6,7 @@ pub mod adopt;
 pub mod checks;
 pub mod config;
 mod drain;
+mod ensure;
 pub mod errors;
 pub mod fence;
 mod follow;
