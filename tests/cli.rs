@@ -199,6 +199,7 @@ fn usage_errors_are_64_and_say_so_on_stderr() {
         "tx resolve t1 --outcome maybe",
         "serve --frobnicate",
         "serve --in-memory --data-dir /d",
+        "serve --in-memory --ca-file /f",
         "completions powershell",
         "status surplus",
         "status --url not-a-url",
@@ -255,6 +256,8 @@ fn settings_that_nobody_should_run_with_are_78() {
     // And a client's flag is as visible as the server's.
     let said = err(&expect(run("status --url http://u:s3cret@127.0.0.1:1"), 78));
     assert!(!said.contains("s3cret"), "{said}");
+    let said = err(&expect(run("status --url https://127.0.0.1:1 --ca-file /nonexistent.pem"), 78));
+    assert!(said.contains("/nonexistent.pem"), "{said}");
 }
 
 #[test]

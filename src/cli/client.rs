@@ -24,9 +24,10 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use uuid::Uuid;
 
-use super::failure::Failure;
+use super::failure::{Exit, Failure};
 use super::place::{Place, Target};
-use crate::tls::client::{Roots, Verification, client_config};
+use crate::tls::TlsError;
+use crate::tls::client::{Verification, client_config};
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// The server gives every request 30 s; an answer after 40 does not come.
@@ -133,6 +134,8 @@ enum Broken {
 /// A client of one sidecar.
 pub struct Client {
     target: Target,
+    /// For places that are encrypted.
+    tls: Option<TlsConnector>,
     runtime: Runtime,
 }
 
@@ -144,7 +147,11 @@ impl Client {
             .enable_time()
             .build()
             .map_err(|error| Failure::io("cannot prepare to connect", &error))?;
-        Ok(Self { target, runtime })
+        let is_encrypted = |place: &Place| matches!(place, Place::Tcp { encrypted: true, .. });
+        let tls = target.places.iter().any(is_encrypted).then(|| client_config(Verification::Full, &target.roots));
+        let refused = |error: TlsError| Failure::Because(Exit::Configuration, error.to_string());
+        let tls = tls.transpose().map_err(refused)?.map(|config| TlsConnector::from(Arc::new(config)));
+        Ok(Self { target, tls, runtime })
     }
 
     /// Sends a request and waits for its answer, whatever that says.
@@ -181,10 +188,7 @@ impl Client {
             let mut body = response.into_body();
             loop {
                 let broke_off = |why: String| {
-                    Failure::Because(
-                        super::failure::Exit::Io,
-                        format!("the stream broke off, so this is not all of it: {why}"),
-                    )
+                    Failure::Because(Exit::Io, format!("the stream broke off, so this is not all of it: {why}"))
                 };
                 match timeout(SILENCE_DEADLINE, body.frame()).await {
                     Err(_) => return Err(broke_off(format!("nothing came for {} s", SILENCE_DEADLINE.as_secs()))),
@@ -248,10 +252,9 @@ impl Client {
                     Place::Tcp { host, port, encrypted } => {
                         let name = host.trim_matches(['[', ']']);
                         let stream = TcpStream::connect((name, *port)).await.map_err(|error| error.to_string())?;
-                        let sender = if *encrypted {
-                            handshake(encrypt(stream, name, &self.target.roots).await?).await?
-                        } else {
-                            handshake(stream).await?
+                        let sender = match &self.tls {
+                            Some(tls) if *encrypted => handshake(encrypt(tls, stream, name).await?).await?,
+                            _ => handshake(stream).await?,
                         };
                         Ok::<_, String>((sender, format!("{host}:{port}")))
                     }
@@ -293,10 +296,9 @@ fn failure(call: &Call, broken: Broken) -> Failure {
 }
 
 /// Speaks TLS with the server, if its certificate is for this name and can be believed.
-async fn encrypt(stream: TcpStream, name: &str, roots: &Roots) -> Result<TlsStream<TcpStream>, String> {
-    let config = client_config(Verification::Full, roots).map_err(|error| error.to_string())?;
+async fn encrypt(tls: &TlsConnector, stream: TcpStream, name: &str) -> Result<TlsStream<TcpStream>, String> {
     let name = ServerName::try_from(name.to_owned()).map_err(|error| error.to_string())?;
-    TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| causes(&error))
+    tls.connect(name, stream).await.map_err(|error| causes(&error))
 }
 
 async fn handshake<S>(stream: S) -> Result<SendRequest<Full<Bytes>>, String>

@@ -4,8 +4,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::thread;
 
-use super::super::failure::Exit;
 use super::*;
+use crate::tls::client::Roots;
 
 /// Answers one connection after the other with the given bytes, and returns the heads of the requests.
 fn serve(answers: Vec<&'static str>) -> (Client, thread::JoinHandle<Vec<String>>) {

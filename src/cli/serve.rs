@@ -123,6 +123,11 @@ pub fn serve(args: ServeArgs, global: &GlobalArgs, variable: &dyn Fn(&str) -> Op
     if global.url.is_some() {
         return Err(Failure::usage("--url says where to reach a sidecar; `serve` runs one, and --listen says where"));
     }
+    if global.ca_file.is_some() {
+        return Err(Failure::usage(
+            "--ca-file says whom a client trusts; `serve` shows a certificate, that of --tls-cert",
+        ));
+    }
     if global.json {
         return Err(Failure::usage("--json is for commands that print something; for logs there is --log-format json"));
     }
