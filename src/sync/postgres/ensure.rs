@@ -30,19 +30,14 @@ pub async fn update_rows(
         })
     };
     let differ: HashSet<&TransactionId> = changed.iter().filter(|row| !stands(row)).map(|(id, _)| *id).collect();
-    not_taken(offers, |entry| differ.contains(&entry.event.transaction_id), differ.is_empty(), "an update of its row")
-}
-
-/// These were taken without an error, and are not there.
-fn not_taken(
-    offers: &[&Offer],
-    is_concerned: impl Fn(&LedgerEntry) -> bool,
-    is_sound: bool,
-    what: &str,
-) -> Result<(), Undo> {
-    if is_sound {
+    if differ.is_empty() {
         return Ok(());
     }
+    Err(not_taken(offers, |entry| differ.contains(&entry.event.transaction_id), "an update of its row"))
+}
+
+/// What these come to that were taken without an error, and are not there.
+fn not_taken(offers: &[&Offer], is_concerned: impl Fn(&LedgerEntry) -> bool, what: &str) -> Undo {
     let reason = format!(
         "PostgreSQL took {what} without an error and did not do it: a trigger, a rule or a row policy is in the way"
     );
@@ -52,7 +47,7 @@ fn not_taken(
         .map(|offer| refusal(offer, NOT_TAKEN, &reason))
         .collect();
     // What was adopted, nobody offered.
-    if culprits.is_empty() { Err(Trouble::new(Kind::Entry, reason).into()) } else { Err(Undo::Without(culprits)) }
+    if culprits.is_empty() { Trouble::new(Kind::Entry, reason).into() } else { Undo::Without(culprits) }
 }
 
 /// Inserts events, and sees to it that they are there: a trigger may let an event vanish without a word.
@@ -75,7 +70,7 @@ pub async fn insert_events(session: &Session, offers: &[&Offer], events: &[&Ledg
         .map(|entry| &entry.event.transaction_id)
         .collect();
     let is_concerned = |entry: &LedgerEntry| is_absent(entry) || bereft.contains(&entry.event.transaction_id);
-    not_taken(offers, is_concerned, false, "an event")
+    Err(not_taken(offers, is_concerned, "an event"))
 }
 
 /// Of rows that were inserted, or were `present` before, and cannot be locked now: why not.

@@ -72,23 +72,13 @@ impl Link {
         self.session = None;
     }
 
-    /// Whether the connection may stay while nothing is to be done.
-    pub fn may_stay(&self) -> bool {
-        self.server.is_some_and(|server| server.is_new && server.has_room)
-    }
-
-    /// With how many others the server is shared, as it matters for how often to look.
+    /// With how many others the server is shared: it decides whether the connection stays, and how often to look.
     pub fn company(&self) -> Company {
         match self.server {
             Some(server) if !server.has_room => Company::Crowd,
             Some(server) if server.is_new => Company::Few,
             _ => Company::Unknown,
         }
-    }
-
-    /// Whether so many others are there that the connection is given up after each round of work.
-    pub fn is_crowded(&self) -> bool {
-        self.server.is_some_and(|server| !server.has_room)
     }
 
     /// The connection, made anew if it was closed or broke off while it was not used.
@@ -143,7 +133,7 @@ mod tests {
             let target = Target::parse("postgres://u@h/db").expect("sound");
             let mut link = Link::new(target, None);
             met.into_iter().for_each(|server| link.meet(server));
-            assert_eq!(link.may_stay(), stays, "{what}");
+            assert_eq!(link.company() == Company::Few, stays, "{what}");
         }
     }
 }

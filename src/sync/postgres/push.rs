@@ -1,8 +1,8 @@
 //! One batch of events to PostgreSQL, in one transaction with the fence.
 //!
 //! What the batch holds is merged as a whole. If an entry is refused for its own content, the batch is taken apart in
-//! ever smaller pieces, each behind a savepoint, until the culprits stand alone; the rest goes through. The transaction
-//! is left open: what was refused must be set aside in the local file *before* it is committed, or a crash between the
+//! ever smaller pieces, each behind a savepoint, until the culprits stand alone, or constraints tell which they are
+//! ([`checks`](super::checks)); the rest goes through. The transaction is left open: what was refused must be set aside in the local file *before* it is committed, or a crash between the
 //! two would lose it.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};

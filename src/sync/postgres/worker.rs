@@ -14,7 +14,7 @@ use super::drain::Drain;
 use super::errors::{Kind, Trouble};
 use super::follow::Follow;
 use super::link::Link;
-use super::rhythm::{LONG_PAUSE, Rhythm, SHORTEST_PAUSE};
+use super::rhythm::{Company, LONG_PAUSE, Rhythm, SHORTEST_PAUSE};
 use super::sweep::Sweeping;
 use crate::clock::Clock;
 use crate::domain::{CopyNumber, LedgerEntry, NodeId, PostgresState};
@@ -164,10 +164,14 @@ impl Postgres {
         let due = self.rhythm.pause().min(self.drain.until_retry()).min(self.follow.sweeps.until_due());
         // Whatever is due and cannot be done yet must not spin.
         round.pause = due.max(SHORTEST_PAUSE / 4);
-        let is_idle = round.pause >= LONG_PAUSE && !link.may_stay();
-        if !round.more && (is_idle || link.is_crowded()) {
-            // Thousands of idle nodes are cheap for a server that does not hold a process for each; and where there are
-            // fewer connections than nodes, each has its turn.
+        // Thousands of idle nodes are cheap for a server that does not hold a process for each; and where there are fewer
+        // connections than nodes, each has its turn.
+        let gives_up = match link.company() {
+            Company::Few => false,
+            Company::Crowd => true,
+            Company::Unknown => round.pause >= LONG_PAUSE,
+        };
+        if gives_up && !round.more {
             link.close();
         }
         Ok(round)
