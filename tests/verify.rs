@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use common::{agent_id, facts, registration, transaction_id};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
-use tradepost::domain::{Decision, NewTransaction, Timestamp, Weight};
+use tradepost::domain::{Decision, NewTransaction, Role, Timestamp, Weight};
 use tradepost::engine::replica::{ParkedEntry, ParkedKey, PostgresState, RemoteAgent, Saved, Sink};
-use tradepost::store::{VerifyReport, verify};
-use tradepost::{Engine, Idempotency, Location, Options, Precondition};
+use tradepost::store::{TransactionFilter, VerifyReport, verify};
+use tradepost::{Engine, Idempotency, Location, Options, PageRequest, Precondition};
 
 const LEDGER_LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("ledger_log");
 const TRANSACTIONS: TableDefinition<'_, &[u8; 16], &[u8]> = TableDefinition::new("transactions");
+const RUNS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("runs");
 const TRANSACTION_IDS: TableDefinition<'_, &[u8], &[u8; 12]> = TableDefinition::new("transaction_ids");
 const TALLIES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("tallies");
 const AGENT_NUMBERS: TableDefinition<'_, &str, u32> = TableDefinition::new("agent_numbers");
@@ -30,8 +31,16 @@ const SINKS: TableDefinition<'_, u8, &[u8]> = TableDefinition::new("sinks");
 const PARKED: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("parked");
 const RECEIPT_AGES: TableDefinition<'_, &[u8; 24], ()> = TableDefinition::new("receipt_ages");
 
-/// A store with something in every table.
+/// A store with something in every table but the one of changes that wait.
 fn build(path: &Path) {
+    build_waiting(path);
+    // The first batch of a process puts everything in its place.
+    let engine = Engine::open(Options::new(Location::File(path.to_owned()))).unwrap();
+    engine.decide(transaction_id("nowhere"), Decision::Settle, None).wait().unwrap_err();
+}
+
+/// A store whose changes of lists and counters still wait.
+fn build_waiting(path: &Path) {
     let engine = Engine::open(Options::new(Location::File(path.to_owned()))).unwrap();
     for id in ["thon", "gone"] {
         engine.register(registration(id, &["python"]), None).wait().unwrap();
@@ -264,6 +273,79 @@ fn every_index_and_counter_is_compared_with_the_records() {
         let (_, report) = changed(&original, "changed.redb", |transaction| change(transaction));
         assert!(!report.is_clean(), "nothing was found wrong with {what}");
     }
+}
+
+#[test]
+fn every_byte_of_what_waits_is_watched() {
+    let directory = tempfile::tempdir().unwrap();
+    let (waiting, settled) = (directory.path().join("waiting.redb"), directory.path().join("settled.redb"));
+    build_waiting(&waiting);
+    assert!(verify(&waiting, &mut |_, _, _| {}).unwrap().is_clean());
+    build(&settled);
+    let rows_of = |path: &Path| -> Vec<(u64, Vec<u8>)> {
+        let database = Database::open(path).unwrap();
+        let table = database.begin_read().unwrap().open_table(RUNS).unwrap();
+        table.iter().unwrap().map(|row| row.map(|(key, run)| (key.value(), run.value().to_vec())).unwrap()).collect()
+    };
+    assert!(rows_of(&settled).is_empty());
+    let rows = rows_of(&waiting);
+    assert!(rows.len() > 1, "only {} runs", rows.len());
+    let (key, run) = rows.last().unwrap();
+    for at in 0..run.len() {
+        let mut flipped = run.clone();
+        flipped[at] ^= 0x01;
+        let (_, report) = changed(&waiting, "flipped.redb", |transaction| {
+            transaction.open_table(RUNS).unwrap().insert(key, flipped.as_slice()).unwrap();
+        });
+        assert!(!report.is_clean(), "byte {at} of {}", run.len());
+    }
+    for (key, _) in &rows {
+        let (_, report) = changed(&waiting, "removed.redb", |transaction| {
+            transaction.open_table(RUNS).unwrap().remove(key).unwrap();
+        });
+        assert!(!report.is_clean(), "run {key} is missing");
+    }
+}
+
+#[test]
+fn a_ledger_that_outgrew_what_may_wait_is_sound_and_told_whole() {
+    const AGENTS: usize = 50;
+    const BATCHES: usize = 20;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("large.redb");
+    let engine = Engine::open(Options::new(Location::File(path.clone()))).unwrap();
+    // Each transaction changes two lists, two balances and a load: after 6 500 of them all are written in their places.
+    let mut ids = Vec::new();
+    for batch in 0..BATCHES {
+        let new = |number: usize| NewTransaction {
+            transaction_id: None,
+            facts: facts(&format!("a{}", number % AGENTS), &format!("a{}", (number * 7 + batch) % AGENTS), "sql", "2"),
+        };
+        let recorded = engine.record_batch((0..500).map(new).collect()).wait().unwrap();
+        ids.extend(recorded.into_iter().map(|recorded| recorded.unwrap().value.transaction_id));
+    }
+    let settled: Vec<_> = ids.iter().step_by(3).map(|id| engine.decide(id.clone(), Decision::Settle, None)).collect();
+    settled.into_iter().for_each(|settled| drop(settled.wait().unwrap()));
+    let mut listed = 0;
+    for number in 0..AGENTS {
+        let agent = Some(agent_id(&format!("a{number}")));
+        let filter = TransactionFilter { agent, role: Some(Role::Payer), ..TransactionFilter::default() };
+        let mut cursor = None;
+        loop {
+            let page = PageRequest { limit: 1_000, cursor: cursor.as_deref() };
+            let page = engine.transactions(&filter, page).unwrap();
+            listed += page.items.len();
+            cursor = page.next_cursor;
+            if cursor.is_none() {
+                break;
+            }
+        }
+    }
+    assert_eq!(listed, ids.len());
+    drop(engine);
+    let report = verify(&path, &mut |_, _, _| {}).unwrap();
+    assert!(report.is_clean(), "{:#?}", report.findings);
+    assert_eq!(report.transactions, ids.len() as u64);
 }
 
 /// Scopes of the table of transactions, as the first four bytes of its keys.

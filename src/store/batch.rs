@@ -15,6 +15,7 @@ use super::lazy::Lazy;
 use super::ledger::Known;
 use super::log::{Log, LogHead};
 use super::records::{ReceiptV1, StoreAge, TotalsV2};
+use super::runs::{Runs, Waiting};
 use super::sinks::Acknowledged;
 use super::tables::{self, Tally, meta};
 use crate::domain::{Identity, LogPosition, NodeId};
@@ -28,6 +29,7 @@ pub struct Batch<'t> {
     meta: Lazy<'t, &'static str, Bytes>,
     pub(super) log: Log<'t>,
     pub(super) transactions: Blocks<'t>,
+    pub(super) runs: Runs<'t>,
     pub(super) ids: Lazy<'t, Bytes, &'static [u8; 12]>,
     pub(super) tallies: Lazy<'t, Bytes, Bytes>,
     pub(super) numbers: Lazy<'t, &'static str, u32>,
@@ -59,6 +61,7 @@ impl<'t> Batch<'t> {
             meta: Lazy::new(transaction, tables::META),
             log: Log::new(transaction),
             transactions: Blocks::new(transaction),
+            runs: Runs::new(transaction),
             ids: Lazy::new(transaction, tables::TRANSACTION_IDS),
             tallies: Lazy::new(transaction, tables::TALLIES),
             numbers: Lazy::new(transaction, tables::AGENT_NUMBERS),
@@ -83,6 +86,7 @@ impl<'t> Batch<'t> {
         batch.meta.open()?;
         batch.log.create()?;
         batch.transactions.create()?;
+        batch.runs.create()?;
         batch.ids.open()?;
         batch.tallies.open()?;
         batch.numbers.open()?;
@@ -200,6 +204,7 @@ impl Head {
             newest_created: None,
             last_recorded: None,
             held: 0,
+            waiting: Waiting::default(),
             acknowledged: Acknowledged::default(),
             known: Known::default(),
         }

@@ -13,9 +13,11 @@ use super::counters::Counters;
 use super::error::StoreError;
 use super::event_record::encode_event;
 use super::events::{self, Place};
+use super::lazy::Lazy;
 use super::lookup::{self, LedgerReader};
 use super::query;
 use super::records::{BalanceV1, TransactionV1, status_code};
+use super::runs::{MAX_WAITING, Runs, Target};
 use super::tables::{LoadKey, ParsedTally, Roles, Scope, Tally, TxKey, id_key, key_within, minute_of};
 use crate::domain::fold::{Fold, fold};
 use crate::domain::transaction::Finality;
@@ -188,7 +190,7 @@ impl Batch<'_> {
             self.transactions.put(Scope::OPEN, key, &[status_code(status)]);
         }
         for (agent, roles) in parties(row) {
-            self.transactions.put(Scope::of_agent(agent), key, &[roles.0]);
+            self.runs.change_list(Scope::of_agent(agent), key, Some(&[roles.0]));
         }
         if key_within(id) != Some(key) && self.ids.insert(id_key(id).as_slice(), &key.to_bytes())?.is_some() {
             return Err(StoreError::Damaged(format!("transaction {id} is filed twice")));
@@ -209,7 +211,7 @@ impl Batch<'_> {
             self.transactions.remove(Scope::OPEN, key);
         }
         for (agent, _) in parties(row) {
-            self.transactions.remove(Scope::of_agent(agent), key);
+            self.runs.change_list(Scope::of_agent(agent), key, None);
         }
         if key_within(id) != Some(key) {
             self.ids.remove(id_key(id).as_slice())?;
@@ -261,11 +263,11 @@ impl Batch<'_> {
             Change::Out => *total -= 1,
         }
         for (agent, is_payer) in [(row.payer, true), (row.provider, false)] {
-            let tallies = &self.tallies;
+            let (runs, tallies) = (&self.runs, &self.tallies);
             let balance = self.head.known.balances.touch((agent, facts.currency.clone()), || {
-                let key = Tally::Balance { agent, currency: &facts.currency }.to_bytes();
-                let stored = tallies.get(key.as_slice())?;
-                Ok::<_, StoreError>(stored.map(|row| codec::decode(row.value())).transpose()?.unwrap_or_default())
+                let tally = Tally::Balance { agent, currency: &facts.currency };
+                let stored = stored_tally(runs, tallies, tally, codec::decode)?;
+                Ok::<_, StoreError>(stored.transpose()?.unwrap_or_default())
             })?;
             let side = if is_payer { &mut balance.paid } else { &mut balance.earned };
             match (side.of(status), change) {
@@ -292,11 +294,10 @@ impl Batch<'_> {
         if minute < self.head.totals.loads_from {
             return Ok(());
         }
-        let tallies = &self.tallies;
+        let (runs, tallies) = (&self.runs, &self.tallies);
         let count = self.head.known.loads.touch((minute, provider, capability.clone()), || {
             let load = LoadKey { minute, provider, capability: capability.as_str() };
-            let stored = tallies.get(Tally::Load(load).to_bytes().as_slice())?;
-            stored.map_or(Ok(0), |row| query::load_count(row.value()))
+            stored_tally(runs, tallies, Tally::Load(load), query::load_count)?.unwrap_or(Ok(0))
         })?;
         *count = match change {
             Change::In => count.saturating_add(1),
@@ -316,6 +317,10 @@ impl Batch<'_> {
 
     /// Forgets at most `limit` load counts of minutes before `minute`.
     pub fn purge_loads(&mut self, minute: u32, limit: usize) -> Result<usize, StoreError> {
+        if self.head.waiting.changes > 0 {
+            self.changed = true;
+            self.settle()?;
+        }
         let range = Tally::loads_from(0)..Tally::loads_from(minute);
         let due = self
             .tallies
@@ -338,26 +343,57 @@ impl Batch<'_> {
 
     /// Writes what was staged.
     pub(super) fn finish_ledger(&mut self) -> Result<(), StoreError> {
-        self.log.flush()?;
-        self.transactions.flush()?;
-        let (tallies, known) = (&mut self.tallies, &mut self.head.known);
+        let (runs, known) = (&mut self.runs, &mut self.head.known);
         known.balances.write(|(agent, currency), balance| {
             let key = Tally::Balance { agent: *agent, currency }.to_bytes();
-            tallies.insert(key.as_slice(), codec::encode(&balance).as_slice()).map(drop)
-        })?;
+            runs.change_tally(&key, Some(&codec::encode(&balance)));
+        });
         known.loads.write(|(minute, provider, capability), count| {
             let load = LoadKey { minute: *minute, provider: *provider, capability: capability.as_str() };
-            let key = Tally::Load(load).to_bytes();
-            if count == 0 {
-                return tallies.remove(key.as_slice()).map(drop);
-            }
-            tallies.insert(key.as_slice(), count.to_le_bytes().as_slice()).map(drop)
-        })?;
+            runs.change_tally(&Tally::Load(load).to_bytes(), (count > 0).then_some(&count.to_le_bytes()));
+        });
         if known.numbers.len() > MAX_KNOWN_NUMBERS {
             known.numbers.clear();
         }
-        Ok(())
+        if self.runs.waiting(&self.head.waiting) > MAX_WAITING {
+            self.settle()?;
+        } else {
+            self.runs.flush(&mut self.head.waiting)?;
+        }
+        self.log.flush()?;
+        self.transactions.flush()
     }
+
+    /// Has everything that waits in runs written to where it belongs.
+    fn settle(&mut self) -> Result<(), StoreError> {
+        let (transactions, tallies) = (&mut self.transactions, &mut self.tallies);
+        self.runs.drain(&mut self.head.waiting, |target, change| match (target, change) {
+            (Target::Listed(scope, key), Some(roles)) => {
+                transactions.put(scope, key, roles);
+                Ok(())
+            }
+            (Target::Listed(scope, key), None) => {
+                transactions.remove(scope, key);
+                Ok(())
+            }
+            (Target::Tally(key), Some(value)) => tallies.insert(key, value).map(drop),
+            (Target::Tally(key), None) => tallies.remove(key).map(drop),
+        })
+    }
+}
+
+/// What `read` makes of a counter as it is stored, if it is.
+fn stored_tally<T>(
+    runs: &Runs<'_>,
+    tallies: &Lazy<'_, &'static [u8], &'static [u8]>,
+    tally: Tally<'_>,
+    read: impl FnOnce(&[u8]) -> T,
+) -> Result<Option<T>, StoreError> {
+    let key = tally.to_bytes();
+    if let Some(change) = runs.tally(&key)? {
+        return Ok(change.map(|value| read(&value)));
+    }
+    Ok(tallies.get(key.as_slice())?.map(|row| read(row.value())))
 }
 
 /// The parties of a transaction and their roles: two agents, or one that is both.

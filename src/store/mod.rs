@@ -33,6 +33,8 @@ mod lookup;
 mod query;
 mod records;
 mod registry;
+mod run;
+mod runs;
 mod sinks;
 mod snapshot;
 mod tables;
@@ -66,12 +68,13 @@ pub use verify::{VerifyReport, verify};
 use self::backend::{Revocable, Revoker};
 use self::ledger::Known;
 use self::log::LogHead;
+use self::runs::Waiting;
 use self::tables::meta;
 use self::trial::Trial;
 use crate::domain::{Identity, NodeId, Timestamp};
 
 /// The format that this version writes, and the only one that it reads.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 /// The name of the file in a data directory.
 pub const FILE_NAME: &str = "tradepost.redb";
 /// How much a probe writes: enough that a disk with room for a page or two does not pass for one with room.
@@ -114,6 +117,7 @@ pub struct Head {
     last_recorded: Option<Timestamp>,
     /// How many events wait for their transaction to be recorded.
     held: u64,
+    waiting: Waiting,
     acknowledged: Acknowledged,
     known: Known,
 }
@@ -450,6 +454,7 @@ fn read_head(database: &Database) -> Result<Head, HeadError> {
         newest_created,
         last_recorded: newest_created,
         held: snapshot.held_len()?,
+        waiting: snapshot.waiting()?,
         acknowledged: snapshot.acknowledged()?,
         known: Known::default(),
     };

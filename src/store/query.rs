@@ -103,9 +103,7 @@ fn read_page(
     }
     let Some((first, last)) = bounds(filter, after, after_key) else { return Ok(nothing) };
     let direction = if filter.descending { Direction::Descending } else { Direction::Ascending };
-    let entries = blocks::walk(&ledger.transactions, search.scope, first..=last, direction, |value| {
-        Ok(value.first().copied().unwrap_or_default())
-    })?;
+    let entries = ledger.list(search.scope, first..=last, direction)?;
     let mut walk = Walk {
         filter,
         search,

@@ -2,16 +2,20 @@
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTable, TableDefinition, TableHandle};
 
+use super::blocks::Direction;
 use super::error::StoreError;
 use super::events::{self, Place};
 use super::log::{self, LogHead};
 use super::lookup::{self, LedgerReader};
 use super::query::{self, Position, TransactionFilter, TransactionPage};
 use super::records::{AgentV2, BalanceV1, ObservationV1, StoreAge, TombstoneV2, TotalsV2, TransactionV1};
+use super::run::overlaid;
+use super::runs::{StoredRuns, Target, Waiting};
 use super::sinks::{Acknowledged, parked_key};
 use super::tables::{self, BLOCK_KEY_BYTES, ParsedTally, Scope, Tally, TxKey, id_key};
 use super::{blocks, codec};
@@ -88,6 +92,7 @@ impl Snapshot {
         self.table(tables::CENTRAL_FACTS)?;
         self.table(tables::LEDGER_AGENTS)?;
         self.table(tables::TRANSACTION_IDS)?;
+        self.table(tables::RUNS)?;
         self.table(tables::TALLIES)?;
         self.table(tables::AGENT_NUMBERS)?;
         self.table(tables::AGENTS)?;
@@ -198,14 +203,14 @@ impl Snapshot {
             .map(|entry| entry.map(|(id, number)| (number.value(), AgentId::from_stored(id.value()))))
             .collect::<Result<_, _>>()?;
         let malformed = || StoreError::Damaged("a load count is malformed".to_owned());
-        for entry in self.table(tables::TALLIES)?.range(Tally::loads_from(minute).as_slice()..)? {
+        for entry in self.tallies(&self.runs()?, &Tally::loads_from(minute))? {
             let (key, row) = entry?;
-            let Some(ParsedTally::Load(load)) = Tally::parse(key.value()) else { return Err(malformed()) };
+            let Some(ParsedTally::Load(load)) = Tally::parse(&key) else { return Err(malformed()) };
             visit(Load {
                 minute: load.minute,
                 provider: names.get(&load.provider).cloned().ok_or_else(malformed)?,
                 capability: Capability::from_stored(load.capability),
-                count: query::load_count(row.value())?,
+                count: query::load_count(&row)?,
             });
         }
         Ok(())
@@ -214,18 +219,45 @@ impl Snapshot {
     /// What an agent paid and earned, by currency; empty for one that no transaction names.
     pub fn balances(&self, id: &AgentId) -> Result<BTreeMap<Currency, BalanceV1>, StoreError> {
         let Some(number) = self.agent_number(id)? else { return Ok(BTreeMap::new()) };
-        let first = Tally::balances_of(number);
         let mut balances = BTreeMap::new();
-        for entry in self.table(tables::TALLIES)?.range(first.as_slice()..)? {
+        for entry in self.tallies(&self.runs()?, &Tally::balances_of(number))? {
             let (key, row) = entry?;
-            match Tally::parse(key.value()) {
+            match Tally::parse(&key) {
                 Some(ParsedTally::Balance { agent, currency }) if agent == number => {
-                    balances.insert(Currency::from_stored(currency), codec::decode(row.value())?);
+                    balances.insert(Currency::from_stored(currency), codec::decode(&row)?);
                 }
                 _ => break,
             }
         }
         Ok(balances)
+    }
+
+    /// The changes that wait.
+    pub(super) fn runs(&self) -> Result<StoredRuns, StoreError> {
+        StoredRuns::of(&self.table(tables::RUNS)?)
+    }
+
+    pub(super) fn waiting(&self) -> Result<Waiting, StoreError> {
+        StoredRuns::waiting(&self.table(tables::RUNS)?)
+    }
+
+    /// Counters by their keys from `first` on, as they are with what waits.
+    pub(super) fn tallies<'a>(
+        &self,
+        runs: &'a StoredRuns,
+        first: &[u8],
+    ) -> Result<impl Iterator<Item = Result<(Vec<u8>, Vec<u8>), StoreError>> + use<'a>, StoreError> {
+        let stored = self.table(tables::TALLIES)?.range(first..)?;
+        let stored = stored.map(|row| {
+            let (key, value) = row?;
+            Ok((key.value().to_vec(), value.value().to_vec()))
+        });
+        let changes = runs.within(Target::Tally(first), None, Direction::Ascending)?.map(|entry| {
+            let (target, change) = entry?;
+            let Target::Tally(key) = target else { unreachable!("counters are the last kind of target") };
+            Ok((key.to_vec(), change.map(<[u8]>::to_vec)))
+        });
+        Ok(overlaid(stored, changes, Direction::Ascending))
     }
 
     pub(super) fn agent_number(&self, id: &AgentId) -> Result<Option<u32>, StoreError> {
@@ -269,6 +301,7 @@ impl Snapshot {
         Ok(LedgerTables {
             snapshot: self,
             copies: OnceCell::new(),
+            runs: OnceCell::new(),
             parked: OnceCell::new(),
             log: self.table(tables::LEDGER_LOG)?,
             transactions: self.table(tables::TRANSACTIONS)?,
@@ -281,6 +314,7 @@ impl Snapshot {
 pub(super) struct LedgerTables<'a> {
     snapshot: &'a Snapshot,
     copies: OnceCell<ReadOnlyTable<u64, &'static [u8]>>,
+    runs: OnceCell<StoredRuns>,
     parked: OnceCell<ReadOnlyTable<&'static [u8], &'static [u8]>>,
     pub log: ReadOnlyTable<u64, &'static [u8]>,
     pub transactions: ReadOnlyTable<&'static [u8; BLOCK_KEY_BYTES], &'static [u8]>,
@@ -291,6 +325,46 @@ impl LedgerTables<'_> {
     /// The copies of other nodes' events.
     pub fn copies(&self) -> Result<&ReadOnlyTable<u64, &'static [u8]>, StoreError> {
         opened(&self.copies, || self.snapshot.table(tables::COPIES))
+    }
+
+    /// The changes that wait.
+    pub fn runs(&self) -> Result<&StoredRuns, StoreError> {
+        opened(&self.runs, || self.snapshot.runs())
+    }
+
+    /// The entries of a list, each of which is one byte.
+    pub fn list(
+        &self,
+        scope: Scope,
+        range: RangeInclusive<TxKey>,
+        direction: Direction,
+    ) -> Result<impl Iterator<Item = Result<(TxKey, u8), StoreError>>, StoreError> {
+        let byte = |value: &[u8]| value.first().copied().unwrap_or_default();
+        let changes = match scope.is_of_agent() {
+            false => None,
+            true => {
+                let (first, last) = (Target::Listed(scope, *range.start()), Target::Listed(scope, *range.end()));
+                Some(self.runs()?.within(first, Some(last), direction)?.map(move |entry| {
+                    let (target, change) = entry?;
+                    let Target::Listed(_, key) = target else {
+                        unreachable!("between two entries there are only entries")
+                    };
+                    Ok((key, change.map(byte)))
+                }))
+            }
+        };
+        let stored = blocks::walk(&self.transactions, scope, range, direction, move |value| Ok(byte(value)))?;
+        Ok(overlaid(stored, changes.into_iter().flatten(), direction))
+    }
+
+    /// Whether an entry of a list is there, with this value.
+    pub fn lists(&self, scope: Scope, key: TxKey, value: u8) -> Result<bool, StoreError> {
+        if scope.is_of_agent()
+            && let Some(change) = self.runs()?.get(Target::Listed(scope, key))?
+        {
+            return Ok(change == Some(&[value]));
+        }
+        Ok(blocks::get(&self.transactions, scope, key, |found| found == [value])? == Some(true))
     }
 
     /// Whether PostgreSQL refuses an entry.

@@ -1,13 +1,14 @@
 //! The tables and their keys.
 //!
 //! A commit costs its sync and its dirty pages, so keys are short, new entries land beside the last ones (the ledger
-//! log by sequence number, transactions by time, agents as numbers) and share rows with them. Recording or deciding
-//! touches three tables:
+//! log by sequence number, transactions by time, agents as numbers) and share rows with them, and what would lie anywhere
+//! is gathered first. Recording or deciding touches four tables:
 //!
 //! | table | key | value |
 //! | --- | --- | --- |
 //! | `ledger_log` | the first `node_seq` | a [row of the log](super::log): events with their hashes |
 //! | `transactions` | [`Scope`], the first [`TxKey`] | a [block](super::block) of entries by [`TxKey`] |
+//! | `runs` | the run's age | a [run](super::runs) of changes of agents' lists and of `tallies`, which wait |
 //! | `tallies` | [`Tally`] | totals, balances, load by the minute |
 //!
 //! What the entries of `transactions` hold depends on their scope: a
@@ -35,6 +36,7 @@ use crate::domain::{Currency, EventId, Role, Timestamp, TransactionId};
 pub const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 pub const LEDGER_LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("ledger_log");
 pub const TRANSACTIONS: TableDefinition<'_, &[u8; BLOCK_KEY_BYTES], &[u8]> = TableDefinition::new("transactions");
+pub const RUNS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("runs");
 pub const TRANSACTION_IDS: TableDefinition<'_, &[u8], &[u8; 12]> = TableDefinition::new("transaction_ids");
 pub const COPIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("copies");
 pub const HELD: TableDefinition<'_, &[u8], u64> = TableDefinition::new("held");
@@ -76,6 +78,11 @@ impl Scope {
     /// The transactions of the agent with this number, with its roles in them. Numbers begin with 1.
     pub fn of_agent(number: u32) -> Self {
         Self(number)
+    }
+
+    /// Whether it lists one agent's transactions.
+    pub fn is_of_agent(self) -> bool {
+        !matches!(self, Self::OPEN | Self::ROWS)
     }
 }
 

@@ -11,12 +11,12 @@ mod replica;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
-use redb::{ReadableDatabase, ReadableTable};
+use redb::ReadableDatabase;
 
 use super::error::{OpenError, StoreError};
 use super::records::{BalanceV1, TotalsV2};
 use super::snapshot::Snapshot;
-use super::tables::{self, LoadKey, ParsedTally, Tally};
+use super::tables::{LoadKey, ParsedTally, Tally};
 use super::{Purpose, codec, guarded, open_error, open_stopped};
 use crate::domain::{Capability, Currency, Identity};
 
@@ -130,17 +130,17 @@ impl Check<'_> {
 
     /// Every counter.
     fn tallies(&mut self, expected: &Expected) -> Result<(), StoreError> {
-        let table = self.snapshot.table(tables::TALLIES)?;
+        let runs = self.snapshot.runs()?;
         let loads_from = self.snapshot.totals()?.loads_from;
         let mut balances = HashSet::new();
         let mut loads = HashMap::new();
-        for entry in table.iter()? {
+        for entry in self.snapshot.tallies(&runs, &[])? {
             let (key, row) = entry?;
-            match Tally::parse(key.value()) {
+            match Tally::parse(&key) {
                 Some(ParsedTally::Totals) => {}
                 Some(ParsedTally::Balance { agent, currency }) => {
                     let key = (agent, Currency::from_stored(currency));
-                    let stored: BalanceV1 = codec::decode(row.value())?;
+                    let stored: BalanceV1 = codec::decode(&row)?;
                     // What transactions that moved away leave behind is nothing.
                     if expected.balances.get(&key).copied().unwrap_or_default() != stored {
                         self.report.find(format!(
@@ -151,7 +151,7 @@ impl Check<'_> {
                 }
                 Some(ParsedTally::Load(LoadKey { minute, provider, capability })) => {
                     let key = (minute, provider, Capability::from_stored(capability));
-                    loads.insert(key, super::query::load_count(row.value())?);
+                    loads.insert(key, super::query::load_count(&row)?);
                 }
                 None => self.report.find("counters: a row with a key that means nothing".to_owned()),
             }

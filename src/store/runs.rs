@@ -1,0 +1,343 @@
+//! The table `runs`: changes of agents' lists and counters that wait to be written where they belong.
+//!
+//! Each transaction changes the lists and counters of two agents, which lie anywhere in the file, and a commit costs
+//! what it dirties. So a batch writes all such changes as one [sorted run](super::run), in one place, and readers look
+//! into the runs first, from the newest to the oldest, then into the tables below. When [`FAN`] runs of about the same
+//! size have come together they are merged; when [`MAX_WAITING`] changes wait, all of them are written to where they
+//! belong, each block and counter once for many batches.
+//!
+//! Keys are numbers, the oldest run's is the least. A run's size class is its number of entries, in powers of [`FAN`];
+//! classes never grow from older to newer, so there are fewer than [`FAN`] runs of each, and few in all.
+
+use redb::{AccessGuard, ReadOnlyTable, WriteTransaction};
+
+use super::blocks::Direction;
+use super::error::StoreError;
+use super::lazy::Lazy;
+use super::run::{self, Change, Merge, Run, RunBuilder};
+use super::tables::{self, Scope, TxKey};
+
+type Bytes = &'static [u8];
+
+/// How many runs of one size class are merged.
+const FAN: usize = 8;
+/// How many changes wait at most.
+pub const MAX_WAITING: usize = 32_768;
+
+/// Whose changes a run holds: the first byte of a key, before the key within the table.
+const LIST: u8 = 0;
+const TALLY: u8 = 1;
+
+/// What a key of a run stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target<'a> {
+    /// An entry of an agent's list in `transactions`.
+    Listed(Scope, TxKey),
+    /// A row of `tallies`, by its key.
+    Tally(&'a [u8]),
+}
+
+impl<'a> Target<'a> {
+    /// Reads a key; `None` for one that this version does not write.
+    pub fn parse(key: &'a [u8]) -> Option<Self> {
+        match key.split_first()? {
+            (&LIST, rest) => {
+                let (scope, key) = tables::parse_block_key(rest.try_into().ok()?);
+                scope.is_of_agent().then_some(Self::Listed(scope, key))
+            }
+            (&TALLY, key) => Some(Self::Tally(key)),
+            _ => None,
+        }
+    }
+
+    /// The key of a run.
+    pub fn to_key(self) -> Vec<u8> {
+        match self {
+            Self::Listed(scope, key) => [&[LIST][..], &tables::block_key(scope, key)].concat(),
+            Self::Tally(key) => [&[TALLY], key].concat(),
+        }
+    }
+}
+
+/// How many changes wait, and where the next run goes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// In all runs.
+    pub changes: usize,
+    /// The next run's key.
+    pub next: u64,
+}
+
+/// The table within a write transaction, and what the batch adds.
+pub struct Runs<'t> {
+    table: Lazy<'t, u64, Bytes>,
+    added: RunBuilder,
+}
+
+impl<'t> Runs<'t> {
+    pub fn new(transaction: &'t WriteTransaction) -> Self {
+        Self { table: Lazy::new(transaction, tables::RUNS), added: RunBuilder::default() }
+    }
+
+    /// Creates the table, so that readers find it.
+    pub fn create(&self) -> Result<(), StoreError> {
+        self.table.open().map(drop)
+    }
+
+    /// Puts an entry into an agent's list, or takes it out.
+    pub fn change_list(&mut self, scope: Scope, key: TxKey, change: Change<'_>) {
+        debug_assert!(scope.is_of_agent(), "other lists have their new entries in one place");
+        self.added.push(&[&[LIST], &tables::block_key(scope, key)], change);
+    }
+
+    /// Writes a counter, or takes it away.
+    pub fn change_tally(&mut self, key: &[u8], change: Change<'_>) {
+        self.added.push(&[&[TALLY], key], change);
+    }
+
+    /// The changes that wait, with those of this batch.
+    pub fn waiting(&self, before: &Waiting) -> usize {
+        before.changes + self.added.len()
+    }
+
+    /// What becomes of a counter, if anything waits; what this batch has added does not count.
+    pub fn tally(&self, key: &[u8]) -> Result<Option<Option<Vec<u8>>>, StoreError> {
+        let key = Target::Tally(key).to_key();
+        for row in self.table.iter()?.rev() {
+            if let Some(change) = Run::of(row?.1.value())?.get(&key)? {
+                return Ok(Some(change.map(<[u8]>::to_vec)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Writes what was added as a run of its own, and merges it with those of its size.
+    pub fn flush(&mut self, waiting: &mut Waiting) -> Result<(), StoreError> {
+        if self.added.len() == 0 {
+            return Ok(());
+        }
+        let mut key = waiting.next;
+        let mut bytes = self.added.finish();
+        let mut count = Run::of(&bytes)?.len();
+        waiting.changes += count;
+        while let Some(alike) = self.alike(count, key)? {
+            key = alike[0].0;
+            let mut stored = alike.iter().map(|(_, run)| Run::of(run)).collect::<Result<Vec<_>, _>>()?;
+            waiting.changes -= stored.iter().map(Run::len).sum::<usize>() + count;
+            stored.push(Run::of(&bytes)?);
+            let merged = run::merge(&stored)?;
+            count = Run::of(&merged)?.len();
+            waiting.changes += count;
+            bytes = merged;
+            for (key, _) in &alike {
+                self.table.remove(key)?;
+            }
+        }
+        self.table.insert(key, bytes.as_slice())?;
+        waiting.next = key + 1;
+        Ok(())
+    }
+
+    /// The newest runs before `key`, if with one more of `count` entries there are enough of that size to be merged.
+    fn alike(&self, count: usize, key: u64) -> Result<Option<Vec<(u64, Vec<u8>)>>, StoreError> {
+        let class = class_of(count);
+        let mut alike = Vec::new();
+        for row in self.table.range(..key)?.rev() {
+            let (key, run) = row?;
+            if class_of(Run::of(run.value())?.len()) > class {
+                break;
+            }
+            alike.push((key.value(), run.value().to_vec()));
+        }
+        alike.reverse();
+        Ok((alike.len() + 1 >= FAN).then_some(alike))
+    }
+
+    /// Visits everything that waits, what was added included, in the order of keys, and forgets it.
+    pub fn drain(
+        &mut self,
+        waiting: &mut Waiting,
+        mut visit: impl FnMut(Target<'_>, Change<'_>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let mut stored: Vec<(Option<u64>, Vec<u8>)> = Vec::new();
+        for row in self.table.iter()? {
+            let (key, run) = row?;
+            stored.push((Some(key.value()), run.value().to_vec()));
+        }
+        stored.push((None, self.added.finish()));
+        let runs = stored.iter().map(|(_, run)| Run::of(run)).collect::<Result<Vec<_>, _>>()?;
+        for entry in Merge::all(&runs, Direction::Ascending)? {
+            let (key, change) = entry?;
+            visit(Target::parse(key).ok_or_else(strange)?, change)?;
+        }
+        for key in stored.iter().filter_map(|(key, _)| *key) {
+            self.table.remove(key)?;
+        }
+        *waiting = Waiting::default();
+        Ok(())
+    }
+}
+
+fn class_of(count: usize) -> u32 {
+    count.max(1).ilog(FAN)
+}
+
+fn strange() -> StoreError {
+    StoreError::Damaged("a waiting change has a key that means nothing".to_owned())
+}
+
+/// The runs of a snapshot.
+pub struct StoredRuns {
+    /// The oldest first.
+    rows: Vec<AccessGuard<'static, Bytes>>,
+}
+
+impl StoredRuns {
+    pub fn of(table: &ReadOnlyTable<u64, Bytes>) -> Result<Self, StoreError> {
+        let rows = table.range::<u64>(..)?.map(|row| row.map(|(_, run)| run)).collect::<Result<_, _>>()?;
+        Ok(Self { rows })
+    }
+
+    /// How many changes wait, and where the next run goes.
+    pub fn waiting(table: &ReadOnlyTable<u64, Bytes>) -> Result<Waiting, StoreError> {
+        let mut waiting = Waiting::default();
+        for row in table.range::<u64>(..)? {
+            let (key, run) = row?;
+            waiting.changes += Run::of(run.value())?.len();
+            waiting.next = key.value().checked_add(1).ok_or_else(strange)?;
+        }
+        Ok(waiting)
+    }
+
+    /// The runs, the oldest first.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = Result<Run<'_>, StoreError>> {
+        self.rows.iter().map(|row| Run::of(row.value()))
+    }
+
+    /// What becomes of an entry or a counter, if anything waits.
+    pub fn get(&self, target: Target<'_>) -> Result<Option<Change<'_>>, StoreError> {
+        let key = target.to_key();
+        for run in self.iter().rev() {
+            if let Some(change) = run?.get(&key)? {
+                return Ok(Some(change));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The changes from one target to another of the same kind, or to the last of all.
+    pub fn within<'a>(
+        &'a self,
+        first: Target<'_>,
+        last: Option<Target<'_>>,
+        direction: Direction,
+    ) -> Result<impl Iterator<Item = Result<(Target<'a>, Change<'a>), StoreError>> + use<'a>, StoreError> {
+        let last = last.map(Target::to_key);
+        let merge = Merge::within(self.iter(), &first.to_key(), last.as_deref(), direction)?;
+        Ok(merge.map(|entry| {
+            let (key, change) = entry?;
+            Ok((Target::parse(key).ok_or_else(strange)?, change))
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+    use redb::backends::InMemoryBackend;
+    use redb::{Database, ReadableDatabase, ReadableTableMetadata};
+
+    use super::*;
+    use crate::domain::Timestamp;
+
+    /// Something to change, of either kind, from a small choice.
+    fn target(number: u16) -> (Option<(Scope, TxKey)>, Vec<u8>) {
+        let key = TxKey::first_at(Timestamp::from_micros(i64::from(number / 7)));
+        match number % 7 {
+            0..4 => (Some((Scope::of_agent(u32::from(number % 7) + 1), key)), Vec::new()),
+            _ => (None, number.to_be_bytes().to_vec()),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn what_waits_is_found_until_all_of_it_is_written_in_its_place(
+            batches in prop::collection::vec(
+                (prop::collection::vec((0_u16..900, prop::option::of(any::<u8>())), 0..40), prop::bool::weighted(0.02)),
+                1..120,
+            ),
+        ) {
+            let database = Database::builder().create_with_backend(InMemoryBackend::new()).unwrap();
+            let mut waiting = Waiting::default();
+            let mut model: BTreeMap<Vec<u8>, Option<u8>> = BTreeMap::new();
+            for (changes, settles) in batches {
+                let transaction = database.begin_write().unwrap();
+                let mut runs = Runs::new(&transaction);
+                runs.create().unwrap();
+                for (number, change) in changes {
+                    let value = change.map(|byte| [byte]);
+                    let value = value.as_ref().map(<[u8; 1]>::as_slice);
+                    let (listed, tally) = target(number);
+                    let target = match listed {
+                        Some((scope, key)) => {
+                            runs.change_list(scope, key, value);
+                            Target::Listed(scope, key)
+                        }
+                        None => {
+                            runs.change_tally(&tally, value);
+                            Target::Tally(&tally)
+                        }
+                    };
+                    model.insert(target.to_key(), change);
+                }
+                if settles {
+                    let mut drained = BTreeMap::new();
+                    runs.drain(&mut waiting, |target, change| {
+                        drained.insert(target.to_key(), change.map(|value| value[0]));
+                        Ok(())
+                    })
+                    .unwrap();
+                    prop_assert_eq!(&drained, &std::mem::take(&mut model));
+                } else {
+                    runs.flush(&mut waiting).unwrap();
+                }
+                for number in [0, 5, 6, 12, 13] {
+                    if let (None, key) = target(number) {
+                        let found = runs.tally(&key).unwrap().map(|change| change.map(|value| value[0]));
+                        prop_assert_eq!(found, model.get(&Target::Tally(&key).to_key()).copied());
+                    }
+                }
+                drop(runs);
+                transaction.commit().unwrap();
+
+                let table = database.begin_read().unwrap().open_table(tables::RUNS).unwrap();
+                prop_assert_eq!(StoredRuns::waiting(&table).unwrap(), waiting);
+                // 900 changes at most are of four classes.
+                prop_assert!(table.len().unwrap() < 4 * FAN as u64);
+                let stored = StoredRuns::of(&table).unwrap();
+                for (key, change) in &model {
+                    let found = stored.get(Target::parse(key).unwrap()).unwrap();
+                    prop_assert_eq!(found, Some(change.as_ref().map(std::slice::from_ref)));
+                }
+                let first = Target::Listed(Scope::of_agent(2), TxKey::MIN);
+                let last = Target::Listed(Scope::of_agent(2), TxKey::MAX);
+                for direction in [Direction::Ascending, Direction::Descending] {
+                    let within = stored.within(first, Some(last), direction).unwrap();
+                    let found: Vec<_> =
+                        within.map(Result::unwrap).map(|(target, change)| (target.to_key(), change.map(|value| value[0]))).collect();
+                    let mut expected: Vec<_> = model
+                        .range(first.to_key()..=last.to_key())
+                        .map(|(key, change)| (key.clone(), *change))
+                        .collect();
+                    if direction == Direction::Descending {
+                        expected.reverse();
+                    }
+                    prop_assert_eq!(found, expected);
+                }
+            }
+        }
+    }
+}
