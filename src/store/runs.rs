@@ -59,6 +59,9 @@ impl<'a> Target<'a> {
     }
 }
 
+/// A run's key, and its bytes.
+type StoredRun = (u64, Vec<u8>);
+
 /// How many changes wait, and where the next run goes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Waiting {
@@ -139,7 +142,7 @@ impl<'t> Runs<'t> {
     }
 
     /// The newest runs before `key`, if with one more of `count` entries there are enough of that size to be merged.
-    fn alike(&self, count: usize, key: u64) -> Result<Option<Vec<(u64, Vec<u8>)>>, StoreError> {
+    fn alike(&self, count: usize, key: u64) -> Result<Option<Vec<StoredRun>>, StoreError> {
         let class = class_of(count);
         let mut alike = Vec::new();
         for row in self.table.range(..key)?.rev() {

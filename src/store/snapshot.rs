@@ -23,6 +23,9 @@ use crate::domain::{
     Agent, AgentId, AgentVersion, Capability, Currency, Event, Observation, ParkedKey, Sink, Transaction, TransactionId,
 };
 
+/// The key and the value of a counter.
+pub(super) type TallyRow = (Vec<u8>, Vec<u8>);
+
 /// One state of the store. It stays readable, and pins its pages, for as long as it is held.
 pub struct Snapshot {
     transaction: ReadTransaction,
@@ -246,7 +249,7 @@ impl Snapshot {
         &self,
         runs: &'a StoredRuns,
         first: &[u8],
-    ) -> Result<impl Iterator<Item = Result<(Vec<u8>, Vec<u8>), StoreError>> + use<'a>, StoreError> {
+    ) -> Result<impl Iterator<Item = Result<TallyRow, StoreError>> + use<'a>, StoreError> {
         let stored = self.table(tables::TALLIES)?.range(first..)?;
         let stored = stored.map(|row| {
             let (key, value) = row?;
