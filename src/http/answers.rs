@@ -8,9 +8,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use axum::body::{Body, Bytes, HttpBody};
-use axum::extract::{Request, State};
-use axum::http::Method;
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use hyper::body::{Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -39,24 +36,23 @@ impl Answers {
     fn of(kib: u32) -> Self {
         Self(Arc::new(Semaphore::new(kib as usize)))
     }
-}
 
-/// Gives an answer its share until it is sent.
-pub(crate) async fn bound(State(answers): State<Answers>, request: Request, next: Next) -> Response {
-    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
-    let response = next.run(request).await;
-    let bytes = response.body().size_hint().lower();
-    if bytes <= SMALL {
-        return response;
-    }
-    // One that is larger than all there is has it for itself.
-    let share = u32::try_from(bytes.div_ceil(KIB)).unwrap_or(BUDGET).min(BUDGET);
-    match answers.0.try_acquire_many_owned(share) {
-        Ok(share) => response.map(|body| Body::new(Sending { body, rest: Bytes::new(), _share: share })),
-        Err(_) if is_read => {
-            Problem::new(Code::Overloaded, "too many large answers are being sent; try again shortly").into_response()
+    /// Gives an answer its share until it is sent.
+    pub(crate) fn bound(&self, response: Response, is_read: bool) -> Response {
+        let bytes = response.body().size_hint().lower();
+        if bytes <= SMALL {
+            return response;
         }
-        Err(_) => response,
+        // One that is larger than all there is has it for itself.
+        let share = u32::try_from(bytes.div_ceil(KIB)).unwrap_or(BUDGET).min(BUDGET);
+        match Arc::clone(&self.0).try_acquire_many_owned(share) {
+            Ok(share) => response.map(|body| Body::new(Sending { body, rest: Bytes::new(), _share: share })),
+            Err(_) if is_read => {
+                let detail = "too many large answers are being sent; try again shortly";
+                Problem::new(Code::Overloaded, detail).into_response()
+            }
+            Err(_) => response,
+        }
     }
 }
 
@@ -104,39 +100,27 @@ impl HttpBody for Sending {
 
 #[cfg(test)]
 mod tests {
-    use axum::Router;
     use axum::http::StatusCode;
-    use axum::middleware::from_fn_with_state;
-    use axum::routing::get;
     use http_body_util::BodyExt;
-    use tower::ServiceExt;
 
     use super::*;
 
-    async fn ask(router: &Router, method: Method, path: &str) -> Response {
-        let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
-        router.clone().oneshot(request).await.unwrap()
-    }
-
     #[tokio::test]
     async fn large_answers_share_a_budget_until_they_are_gone() {
-        let large = || async { vec![b'x'; 100 * 1024] };
-        let router = Router::new()
-            .route("/large", get(large).post(large))
-            .route("/small", get(|| async { vec![b'x'; 64 * 1024] }))
-            .layer(from_fn_with_state(Answers::of(250), bound));
-        let first = ask(&router, Method::GET, "/large").await;
-        let second = ask(&router, Method::GET, "/large").await;
+        let answers = Answers::of(250);
+        let ask = |kib: usize, is_read| answers.bound(Response::new(Body::from(vec![b'x'; kib * 1024])), is_read);
+        let first = ask(100, true);
+        let second = ask(100, true);
         assert_eq!((first.status(), second.status()), (StatusCode::OK, StatusCode::OK));
-        assert_eq!(ask(&router, Method::GET, "/large").await.status(), StatusCode::SERVICE_UNAVAILABLE);
-        assert_eq!(ask(&router, Method::POST, "/large").await.status(), StatusCode::OK, "it was done");
-        assert_eq!(ask(&router, Method::GET, "/small").await.status(), StatusCode::OK);
+        assert_eq!(ask(100, true).status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(ask(100, false).status(), StatusCode::OK, "it was done");
+        assert_eq!(ask(64, true).status(), StatusCode::OK);
         let mut body = first.into_body();
         assert_eq!(body.size_hint().exact(), Some(100 * 1024));
         let part = body.frame().await.unwrap().unwrap().into_data().unwrap();
         assert_eq!((part.len(), body.size_hint().exact()), (PART, Some(100 * 1024 - PART as u64)));
-        assert_eq!(ask(&router, Method::GET, "/large").await.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(ask(100, true).status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(body.collect().await.unwrap().to_bytes().len(), 100 * 1024 - PART);
-        assert_eq!(ask(&router, Method::GET, "/large").await.status(), StatusCode::OK);
+        assert_eq!(ask(100, true).status(), StatusCode::OK);
     }
 }

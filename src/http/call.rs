@@ -3,15 +3,14 @@
 //! That order is 415 and 413 (the body is read), 400 (the query, the headers, then the body's shape), 422 (rules),
 //! 404 (the path's id last, since an impossible one is a missing entity). A handler reads downward in it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use axum::body::Body;
-use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
-use axum::http::{HeaderMap, request::Parts};
+use axum::extract::{FromRequest, FromRequestParts, MatchedPath, RawPathParams, Request};
+use axum::http::{HeaderMap, Method, request::Parts};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use std::sync::OnceLock;
 
 use super::body::{self, Budget, Buffered};
 use super::headers;
@@ -30,8 +29,8 @@ pub(crate) const NDJSON: &str = "application/x-ndjson";
 pub(crate) struct Progress {
     /// Whether all that is wanted of the body has arrived, so that any further delay is ours.
     pub(crate) arrived: AtomicBool,
-    /// The pattern of the route, once it is found.
-    pub(crate) route: OnceLock<&'static str>,
+    /// The route, once it is found.
+    pub(crate) route: OnceLock<MatchedPath>,
     /// The bytes that bodies may hold.
     pub(crate) budget: Budget,
 }
@@ -65,11 +64,19 @@ impl<S: Send + Sync> FromRequest<S> for Call {
         // A path that is not UTF-8 has no parameters here, and so an impossible id.
         let path = RawPathParams::from_request_parts(&mut parts, state).await.ok();
         let progress = parts.extensions.get::<Arc<Progress>>().cloned();
+        if let (Some(progress), Some(route)) = (&progress, parts.extensions.remove::<MatchedPath>()) {
+            // Set here only, once a request.
+            progress.route.get_or_init(|| route);
+        }
         Ok(Self { parts, body: Some(body), path, progress })
     }
 }
 
 impl Call {
+    pub(crate) fn method(&self) -> &Method {
+        &self.parts.method
+    }
+
     pub(crate) fn headers(&self) -> &HeaderMap {
         &self.parts.headers
     }

@@ -8,15 +8,17 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
-use tower::ServiceExt;
+use tower::Service;
 
+use super::answers::Answers;
 use super::body::{Budget, Shared, is_known_empty};
 use super::call::Progress;
 use super::problem::{Code, Problem};
+use super::router::routes;
 use super::{Api, Limits};
 use crate::access::RequestHead;
 
@@ -40,22 +42,69 @@ impl Peer {
     }
 }
 
-/// The gate before one router.
+/// The API as a service that can be called without a connection; its requests are taken as coming over loopback.
+pub fn router(api: Api) -> Router {
+    let gate = Arc::new(Gate::new(api, &Limits::default()));
+    let pass = |State(gate): State<Arc<Gate>>, request: Request| async move {
+        gate.pass(request, &Peer::new(Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))))).await
+    };
+    Router::new().fallback(pass).with_state(gate)
+}
+
+/// The gate before the routes. It stands there so that a stranger does not learn which routes there are.
 #[derive(Debug)]
 pub(crate) struct Gate {
     api: Api,
     routes: Router,
     budget: Budget,
+    answers: Answers,
     deadline: Duration,
 }
 
 impl Gate {
-    pub(crate) fn new(api: Api, routes: Router, limits: &Limits) -> Self {
-        Self { api, routes, budget: Budget::new(limits.buffered_bytes), deadline: limits.request_deadline }
+    pub(crate) fn new(api: Api, limits: &Limits) -> Self {
+        Self {
+            routes: routes(api.clone()),
+            api,
+            budget: Budget::new(limits.buffered_bytes),
+            answers: Answers::default(),
+            deadline: limits.request_deadline,
+        }
     }
 
-    pub(crate) fn into_router(self) -> Router {
-        Router::new().fallback(pass).with_state(Arc::new(self))
+    /// Answers a request, whatever it is.
+    pub(crate) async fn pass(&self, request: Request, peer: &Peer) -> Response {
+        let started = Instant::now();
+        let method = method_label(request.method());
+        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+        let waits_for_continue = waits_for_continue(request.headers());
+
+        let (mut request, body) = share_body(request);
+        let progress = Arc::new(Progress {
+            arrived: AtomicBool::new(body.is_none()),
+            route: OnceLock::new(),
+            budget: self.budget.clone(),
+        });
+        request.extensions_mut().insert(Arc::clone(&progress));
+
+        let mut response = match self.admit(&request, peer) {
+            Ok(()) => self.answers.bound(self.handle(request, &progress, body.as_ref()).await, is_read),
+            Err(problem) => problem.into_response(),
+        };
+        if let Some(body) = body {
+            // A client that waits for `100 Continue` has sent nothing, and will not, once it has the answer.
+            let will_not_come = waits_for_continue && !body.is_started();
+            if !body.is_ended() && !will_not_come && response.status() != StatusCode::REQUEST_TIMEOUT {
+                body.discard().await;
+            }
+            if !body.is_ended() {
+                peer.leaves_bytes_unread.store(true, Ordering::Relaxed);
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+        }
+        let route = route_label(&progress);
+        self.api.metrics.http_request(route, method, response.status().as_u16(), started.elapsed());
+        response
     }
 
     fn admit(&self, request: &Request, peer: &Peer) -> Result<(), Problem> {
@@ -81,13 +130,14 @@ impl Gate {
 
     /// Routes and handles, whatever happens meanwhile.
     async fn handle(&self, request: Request, progress: &Progress, body: Option<&Shared>) -> Response {
-        let handled = AssertUnwindSafe(self.routes.clone().oneshot(request)).catch_unwind();
+        // A router is always ready.
+        let handled = AssertUnwindSafe(self.routes.clone().call(request)).catch_unwind();
         match tokio::time::timeout(self.deadline, handled).await {
             Ok(Ok(Ok(response))) => response,
             Ok(Ok(Err(never))) => match never {},
             Ok(Err(_panic)) => {
                 // The panic hook has said where; its payload may hold what it pleases, and stays here.
-                tracing::error!(route = progress.route.get().copied().unwrap_or(OTHER), "a handler panicked");
+                tracing::error!(route = route_label(progress), "a handler panicked");
                 Problem::new(
                     Code::StoreUnavailable,
                     "the request failed for a fault of this server; its outcome is unknown",
@@ -114,39 +164,8 @@ impl Gate {
     }
 }
 
-async fn pass(State(gate): State<Arc<Gate>>, request: Request) -> Response {
-    let started = Instant::now();
-    let method = method_label(request.method());
-    let peer = request.extensions().get::<Arc<Peer>>().cloned();
-    let peer = peer.unwrap_or_else(|| Arc::new(Peer::new(Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))))));
-    let waits_for_continue = waits_for_continue(request.headers());
-
-    let (mut request, body) = share_body(request);
-    let progress = Arc::new(Progress {
-        arrived: AtomicBool::new(body.is_none()),
-        route: OnceLock::new(),
-        budget: gate.budget.clone(),
-    });
-    request.extensions_mut().insert(Arc::clone(&progress));
-
-    let mut response = match gate.admit(&request, &peer) {
-        Ok(()) => gate.handle(request, &progress, body.as_ref()).await,
-        Err(problem) => problem.into_response(),
-    };
-    if let Some(body) = body {
-        // A client that waits for `100 Continue` has sent nothing, and will not, once it has the answer.
-        let will_not_come = waits_for_continue && !body.is_started();
-        if !body.is_ended() && !will_not_come && response.status() != StatusCode::REQUEST_TIMEOUT {
-            body.discard().await;
-        }
-        if !body.is_ended() {
-            peer.leaves_bytes_unread.store(true, Ordering::Relaxed);
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        }
-    }
-    let route = progress.route.get().copied().unwrap_or(OTHER);
-    gate.api.metrics.http_request(route, method, response.status().as_u16(), started.elapsed());
-    response
+fn route_label(progress: &Progress) -> &str {
+    progress.route.get().map_or(OTHER, MatchedPath::as_str)
 }
 
 /// Puts a body, if there is one, where its rest can be discarded when the handler is done.

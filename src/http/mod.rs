@@ -1,7 +1,7 @@
 //! The HTTP API: a router over the engine, and a server that keeps its limits.
 //!
 //! ```text
-//! server (accept, connection limit, heads)  →  gate (access, deadline, panics, unread bodies)  →  router  →  handlers
+//! server (accept, connection limit, heads)  →  gate (access, deadline, panics, unread bodies)  →  routes  →  handlers
 //! ```
 //!
 //! Every route is registered together with its description, so that the OpenAPI document and the handlers cannot
@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
-pub use router::router;
+pub use gate::router;
 pub use server::{Listener, serve};
 
 use crate::access::Access;
@@ -100,5 +100,5 @@ impl Default for Limits {
 
 /// The OpenAPI document, as `GET /openapi.json` serves it.
 pub fn openapi_json() -> String {
-    openapi::document_text().to_owned()
+    openapi::DOCUMENT.to_owned()
 }

@@ -1,100 +1,80 @@
-//! Which handler answers which route; registering a handler describes it too.
+//! Which handler answers which route; the list that routes them describes them too.
 
-use std::sync::LazyLock;
+use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{MatchedPath, Request};
-use axum::http::Method;
-use axum::middleware::{Next, from_fn, from_fn_with_state};
-use axum::response::Response;
-use utoipa_axum::router::OpenApiRouter;
-use utoipa_axum::routes;
+use axum::routing::MethodRouter;
 
-use super::answers::{Answers, bound};
-use super::call::Progress;
-use super::gate::Gate;
+use super::Api;
+use super::call::Call;
 use super::handlers::{agents, batch, discovery, export, ledger, operations};
-use super::openapi;
 use super::problem::{Code, Problem};
-use super::{Api, Limits};
 
-/// The API as a service that can be called without a connection.
-///
-/// A connection tells it its local address by the `Peer` extension; without one, requests are taken as coming over
-/// loopback.
-pub fn router(api: Api) -> Router {
-    router_within(api, &Limits::default())
+/// One list of routes, for serving them and for describing them.
+macro_rules! api {
+    ($($path:literal: $($method:ident $room:ident::$handler:ident),+;)*) => {
+        fn listed() -> Router<Arc<Api>> {
+            Router::new()$(.route($path, MethodRouter::new()$(.$method($room::$handler))+))*
+        }
+
+        /// Every route with its description, behind `preamble`.
+        #[cfg(test)]
+        pub(crate) fn described_routes(preamble: utoipa::openapi::OpenApi) -> utoipa_axum::router::OpenApiRouter<Arc<Api>> {
+            utoipa_axum::router::OpenApiRouter::with_openapi(preamble)
+                $(.routes(utoipa_axum::routes!($($room::$handler),+)))*
+        }
+
+        /// The methods and patterns.
+        #[cfg(test)]
+        const LISTED: &[(&str, &str)] = &[$($((stringify!($method), $path)),+),*];
+    };
 }
 
-/// [`router`] with other limits.
-pub(crate) fn router_within(api: Api, limits: &Limits) -> Router {
-    let (routes, _) = described_routes().split_for_parts();
-    let routes = routes
-        .fallback(no_route)
-        .method_not_allowed_fallback(no_method)
-        .layer(from_fn_with_state(Answers::default(), bound))
-        .layer(from_fn(note_route))
-        .with_state(api.clone());
-    // The gate stands before routing, so that a stranger does not learn which routes there are.
-    Gate::new(api, routes, limits).into_router()
+api! {
+    "/v1/agents": post agents::register_agent, get agents::list_agents;
+    "/v1/agents/{id}":
+        put agents::replace_agent, get agents::get_agent, patch agents::update_agent, delete agents::unregister_agent;
+    "/v1/agents/{id}/heartbeat": post agents::heartbeat_agent;
+    "/v1/agents/{id}/outcomes": post agents::observe_outcome;
+    "/v1/agents/{id}/reputation": post agents::adjust_reputation;
+    "/v1/agents/{id}/balance": get agents::agent_balance;
+    "/v1/capabilities": get agents::count_capabilities;
+    "/v1/transactions": post ledger::record_transaction, get ledger::list_transactions;
+    "/v1/transactions/batch": post batch::record_batch;
+    "/v1/transactions/{id}": get ledger::get_transaction;
+    "/v1/transactions/{id}/settle": post ledger::settle_transaction;
+    "/v1/transactions/{id}/cancel": post ledger::cancel_transaction;
+    "/v1/transactions/{id}/dispute": post ledger::dispute_transaction;
+    "/v1/transactions/{id}/evidence": post ledger::add_evidence;
+    "/v1/transactions/{id}/resolve": post ledger::resolve_transaction;
+    "/v1/transactions/{id}/events": get ledger::transaction_events;
+    "/v1/transactions/{id}/settlement": get ledger::transaction_settlement;
+    "/v1/export/transactions": get export::export_transactions;
+    "/v1/discovery/search": get discovery::search_agents;
+    "/v1/discovery/recommend": get discovery::recommend_agents;
+    "/v1/discovery/least-loaded": get discovery::least_loaded_agent;
+    "/v1/discovery/random": get discovery::random_agent;
+    "/livez": get operations::livez;
+    "/readyz": get operations::readyz;
+    "/metrics": get operations::metrics;
+    "/v1/status": get operations::status;
+    "/v1/sync/{sink}/retry": post operations::retry_sink;
+    "/v1/sync/{sink}/resync": post operations::resync_sink;
+    "/v1/sync/{sink}/parked": get operations::parked_entries;
+    "/openapi.json": get operations::openapi_document;
 }
 
-/// Every route with its description.
-pub(crate) fn described_routes() -> OpenApiRouter<Api> {
-    OpenApiRouter::with_openapi(openapi::preamble())
-        .routes(routes!(agents::register_agent, agents::list_agents))
-        .routes(routes!(agents::replace_agent, agents::get_agent, agents::update_agent, agents::unregister_agent))
-        .routes(routes!(agents::heartbeat_agent))
-        .routes(routes!(agents::observe_outcome))
-        .routes(routes!(agents::adjust_reputation))
-        .routes(routes!(agents::agent_balance))
-        .routes(routes!(agents::count_capabilities))
-        .routes(routes!(ledger::record_transaction, ledger::list_transactions))
-        .routes(routes!(batch::record_batch))
-        .routes(routes!(ledger::get_transaction))
-        .routes(routes!(ledger::settle_transaction))
-        .routes(routes!(ledger::cancel_transaction))
-        .routes(routes!(ledger::dispute_transaction))
-        .routes(routes!(ledger::add_evidence))
-        .routes(routes!(ledger::resolve_transaction))
-        .routes(routes!(ledger::transaction_events))
-        .routes(routes!(ledger::transaction_settlement))
-        .routes(routes!(export::export_transactions))
-        .routes(routes!(discovery::search_agents))
-        .routes(routes!(discovery::recommend_agents))
-        .routes(routes!(discovery::least_loaded_agent))
-        .routes(routes!(discovery::random_agent))
-        .routes(routes!(operations::livez))
-        .routes(routes!(operations::readyz))
-        .routes(routes!(operations::metrics))
-        .routes(routes!(operations::status))
-        .routes(routes!(operations::retry_sink))
-        .routes(routes!(operations::resync_sink))
-        .routes(routes!(operations::parked_entries))
-        .routes(routes!(operations::openapi_document))
-}
-
-/// The patterns of all routes, as labels: made once, and as many as there are routes.
-static PATTERNS: LazyLock<Vec<&'static str>> =
-    LazyLock::new(|| openapi::document().paths.paths.keys().map(|path| &*path.clone().leak()).collect());
-
-/// Tells the gate which route was found.
-async fn note_route(matched: Option<MatchedPath>, request: Request, next: Next) -> Response {
-    if let (Some(matched), Some(progress)) = (matched, request.extensions().get::<std::sync::Arc<Progress>>())
-        && let Ok(at) = PATTERNS.binary_search(&matched.as_str())
-    {
-        // Set here only, once a request.
-        progress.route.get_or_init(|| PATTERNS[at]);
-    }
-    next.run(request).await
+/// The routes, without what every request passes before them.
+pub(crate) fn routes(api: Api) -> Router {
+    listed().fallback(no_route).method_not_allowed_fallback(no_method).with_state(Arc::new(api))
 }
 
 async fn no_route() -> Problem {
     Problem::new(Code::NotFound, "there is nothing at this path; a trailing slash makes it another one")
 }
 
-async fn no_method(method: Method) -> Problem {
-    Problem::new(Code::MethodNotAllowed, format!("this path does not take {method}; see Allow"))
+async fn no_method(call: Call) -> Problem {
+    Problem::new(Code::MethodNotAllowed, format!("this path does not take {}; see Allow", call.method()))
 }
 
 #[cfg(test)]
@@ -102,8 +82,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn patterns_are_sorted_for_lookup() {
-        assert!(PATTERNS.is_sorted());
-        assert!(PATTERNS.contains(&"/v1/agents/{id}"));
+    fn every_route_is_described_as_what_it_is() {
+        let mut described: Vec<(String, String)> = Vec::new();
+        for (path, item) in &described_routes(Default::default()).into_openapi().paths.paths {
+            for (method, operation) in [
+                ("get", &item.get),
+                ("post", &item.post),
+                ("put", &item.put),
+                ("patch", &item.patch),
+                ("delete", &item.delete),
+            ] {
+                described.extend(operation.as_ref().map(|_| (method.to_owned(), path.clone())));
+            }
+        }
+        described.sort();
+        let mut listed: Vec<_> = LISTED.iter().map(|(method, path)| (method.to_string(), path.to_string())).collect();
+        listed.sort();
+        assert_eq!(described, listed);
     }
 }

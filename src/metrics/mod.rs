@@ -150,7 +150,7 @@ impl Metrics {
     }
 
     /// A request on the API was answered. `route` is the route's pattern or `_other`, never the raw path.
-    pub fn http_request(&self, route: &'static str, method: &'static str, status: u16, took: Duration) {
+    pub fn http_request(&self, route: &str, method: &'static str, status: u16, took: Duration) {
         self.0.node.http_request(route, method, status, took);
     }
 

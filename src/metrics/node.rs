@@ -87,7 +87,7 @@ impl Node {
         }
     }
 
-    pub(super) fn http_request(&self, route: &'static str, method: &'static str, status: u16, took: Duration) {
+    pub(super) fn http_request(&self, route: &str, method: &'static str, status: u16, took: Duration) {
         let mut digits = [0; 3];
         self.http_requests.with_label_values(&[route, known(method), status_text(status, &mut digits)]).inc();
         self.http_request_duration.with_label_values(&[route]).observe(took.as_secs_f64());

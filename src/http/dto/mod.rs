@@ -6,6 +6,7 @@
 pub(crate) mod agents;
 pub(crate) mod discovery;
 pub(crate) mod operations;
+#[cfg_attr(not(test), allow(dead_code, reason = "only the test that makes the document builds schemas"))]
 pub(crate) mod schema;
 pub(crate) mod transactions;
 

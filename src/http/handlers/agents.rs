@@ -1,5 +1,7 @@
 //! The registry.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use axum::http::StatusCode;
 
@@ -28,7 +30,7 @@ use crate::metrics::RegisterResult;
         (status = 409, description = "`agent_already_registered`: a live agent has the id"),
     )
 )]
-pub(crate) async fn register_agent(State(api): State<Api>, mut call: Call) -> Answer {
+pub(crate) async fn register_agent(State(api): State<Arc<Api>>, mut call: Call) -> Answer {
     let body = call.json_body().await?;
     call.no_query()?;
     let key = call.idempotency_key()?;
@@ -61,7 +63,7 @@ pub(crate) async fn register_agent(State(api): State<Api>, mut call: Call) -> An
         (status = 412, description = "`revision_mismatch`"),
     )
 )]
-pub(crate) async fn replace_agent(State(api): State<Api>, mut call: Call) -> Answer {
+pub(crate) async fn replace_agent(State(api): State<Arc<Api>>, mut call: Call) -> Answer {
     let body = call.json_body().await?;
     call.no_query()?;
     let when = headers::precondition(call.headers())?;
@@ -90,7 +92,7 @@ pub(crate) async fn replace_agent(State(api): State<Api>, mut call: Call) -> Ans
         (status = 404, description = "`agent_not_found`"),
     )
 )]
-pub(crate) async fn get_agent(State(api): State<Api>, call: Call) -> Answer {
+pub(crate) async fn get_agent(State(api): State<Arc<Api>>, call: Call) -> Answer {
     call.no_query()?;
     let unchanged = headers::unchanged_since(call.headers())?;
     let id = call.agent_id()?;
@@ -120,7 +122,7 @@ pub(crate) async fn get_agent(State(api): State<Api>, call: Call) -> Answer {
         (status = 412, description = "`revision_mismatch`"),
     )
 )]
-pub(crate) async fn update_agent(State(api): State<Api>, mut call: Call) -> Answer {
+pub(crate) async fn update_agent(State(api): State<Arc<Api>>, mut call: Call) -> Answer {
     let body = call.json_body().await?;
     call.no_query()?;
     let when = headers::precondition(call.headers())?;
@@ -145,7 +147,7 @@ pub(crate) async fn update_agent(State(api): State<Api>, mut call: Call) -> Answ
         (status = 412, description = "`revision_mismatch`"),
     )
 )]
-pub(crate) async fn unregister_agent(State(api): State<Api>, mut call: Call) -> Answer {
+pub(crate) async fn unregister_agent(State(api): State<Arc<Api>>, mut call: Call) -> Answer {
     let body = call.optional_body().await?;
     call.no_query()?;
     let when = headers::precondition(call.headers())?;
@@ -167,7 +169,7 @@ pub(crate) async fn unregister_agent(State(api): State<Api>, mut call: Call) -> 
         (status = 409, description = "`agent_not_local`: it belongs to another node"),
     )
 )]
-pub(crate) async fn heartbeat_agent(State(api): State<Api>, mut call: Call) -> Answer {
+pub(crate) async fn heartbeat_agent(State(api): State<Arc<Api>>, mut call: Call) -> Answer {
     let body = call.optional_body().await?;
     call.no_query()?;
     headers::no_idempotency_key(call.headers(), "a heartbeat can be repeated as it is")?;
@@ -192,7 +194,7 @@ pub(crate) async fn heartbeat_agent(State(api): State<Api>, mut call: Call) -> A
         (status = 404, description = "`agent_not_found`"),
     )
 )]
-pub(crate) async fn observe_outcome(State(api): State<Api>, mut call: Call) -> Answer {
+pub(crate) async fn observe_outcome(State(api): State<Arc<Api>>, mut call: Call) -> Answer {
     let body = call.json_body().await?;
     call.no_query()?;
     let key = call.idempotency_key()?;
@@ -218,7 +220,7 @@ pub(crate) async fn observe_outcome(State(api): State<Api>, mut call: Call) -> A
         (status = 404, description = "`agent_not_found`"),
     )
 )]
-pub(crate) async fn adjust_reputation(State(api): State<Api>, mut call: Call) -> Answer {
+pub(crate) async fn adjust_reputation(State(api): State<Arc<Api>>, mut call: Call) -> Answer {
     let body = call.json_body().await?;
     call.no_query()?;
     let key = call.idempotency_key()?;
@@ -245,7 +247,7 @@ pub(crate) async fn adjust_reputation(State(api): State<Api>, mut call: Call) ->
     ),
     responses((status = 200, description = "One page", body = List<Profile>))
 )]
-pub(crate) async fn list_agents(State(api): State<Api>, call: Call) -> Answer {
+pub(crate) async fn list_agents(State(api): State<Arc<Api>>, call: Call) -> Answer {
     let mut parameters = call.query()?;
     let capability = parameters.optional("capability")?;
     let availability = parameters.optional("availability")?;
@@ -278,7 +280,7 @@ pub(crate) async fn list_agents(State(api): State<Api>, call: Call) -> Answer {
     get, path = "/v1/capabilities", tag = "registry",
     responses((status = 200, description = "Capability to number of agents", body = schema::CapabilityCounts))
 )]
-pub(crate) async fn count_capabilities(State(api): State<Api>, call: Call) -> Answer {
+pub(crate) async fn count_capabilities(State(api): State<Arc<Api>>, call: Call) -> Answer {
     call.no_query()?;
 
     Reply::json(&api.engine.capabilities()).into()
@@ -293,7 +295,7 @@ pub(crate) async fn count_capabilities(State(api): State<Api>, call: Call) -> An
         (status = 404, description = "`agent_not_found`: no agent can have this id"),
     )
 )]
-pub(crate) async fn agent_balance(State(api): State<Api>, call: Call) -> Answer {
+pub(crate) async fn agent_balance(State(api): State<Arc<Api>>, call: Call) -> Answer {
     call.no_query()?;
     let id = call.agent_id()?;
 

@@ -3,6 +3,8 @@
 //! The stream ends cleanly only after the last match. A failure becomes an error of the body, which closes the
 //! connection without the final chunk, so that no client takes half an export for a whole one.
 
+use std::sync::Arc;
+
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::HeaderValue;
@@ -35,7 +37,7 @@ const CHUNK: usize = 256;
     ),
     responses((status = 200, description = "The transactions", body = TransactionShown, content_type = "application/x-ndjson"))
 )]
-pub(crate) async fn export_transactions(State(api): State<Api>, call: Call) -> Answer {
+pub(crate) async fn export_transactions(State(api): State<Arc<Api>>, call: Call) -> Answer {
     let filter = parse_filter(call.query()?)?;
 
     let export = read_aside(move || api.engine.export(&filter)).await?;

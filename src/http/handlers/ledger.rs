@@ -1,5 +1,7 @@
 //! The ledger: one transaction at a time, and lists of them.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use serde::de::DeserializeOwned;
 
@@ -29,7 +31,7 @@ use crate::http::reply::{Answer, Reply, read_aside};
         (status = 409, description = "`transaction_id_conflict`: the id is taken, with other facts"),
     )
 )]
-pub(crate) async fn record_transaction(State(api): State<Api>, mut call: Call) -> Answer {
+pub(crate) async fn record_transaction(State(api): State<Arc<Api>>, mut call: Call) -> Answer {
     let body = call.json_body().await?;
     call.no_query()?;
     let key = call.idempotency_key()?;
@@ -53,7 +55,7 @@ pub(crate) async fn record_transaction(State(api): State<Api>, mut call: Call) -
         (status = 404, description = "`transaction_not_found`"),
     )
 )]
-pub(crate) async fn get_transaction(State(api): State<Api>, call: Call) -> Answer {
+pub(crate) async fn get_transaction(State(api): State<Arc<Api>>, call: Call) -> Answer {
     call.no_query()?;
     let id = call.transaction_id()?;
 
@@ -76,7 +78,7 @@ pub(crate) async fn get_transaction(State(api): State<Api>, call: Call) -> Answe
     ),
     responses((status = 200, description = "One page", body = List<TransactionShown>))
 )]
-pub(crate) async fn list_transactions(State(api): State<Api>, call: Call) -> Answer {
+pub(crate) async fn list_transactions(State(api): State<Arc<Api>>, call: Call) -> Answer {
     let mut parameters = call.query()?;
     let limit = parameters.optional("limit")?;
     let cursor = parameters.optional("cursor")?;
@@ -133,7 +135,7 @@ pub(super) fn parse_filter(mut parameters: Query) -> Result<TransactionFilter, P
         (status = 409, description = "`invalid_transaction_state`: only from `pending`"),
     )
 )]
-pub(crate) async fn settle_transaction(State(api): State<Api>, mut call: Call) -> Answer {
+pub(crate) async fn settle_transaction(State(api): State<Arc<Api>>, mut call: Call) -> Answer {
     let body = call.optional_body().await?;
     call.no_query()?;
     let key = call.idempotency_key()?;
@@ -159,7 +161,7 @@ pub(crate) async fn settle_transaction(State(api): State<Api>, mut call: Call) -
         (status = 409, description = "`invalid_transaction_state`: only from `pending`"),
     )
 )]
-pub(crate) async fn cancel_transaction(State(api): State<Api>, call: Call) -> Answer {
+pub(crate) async fn cancel_transaction(State(api): State<Arc<Api>>, call: Call) -> Answer {
     decide(api, call, BodyIs::Optional, parse_or_default, CancelBody::decision).await
 }
 
@@ -177,7 +179,7 @@ pub(crate) async fn cancel_transaction(State(api): State<Api>, call: Call) -> An
         (status = 409, description = "`invalid_transaction_state`: only from `pending` or `settled`"),
     )
 )]
-pub(crate) async fn dispute_transaction(State(api): State<Api>, call: Call) -> Answer {
+pub(crate) async fn dispute_transaction(State(api): State<Arc<Api>>, call: Call) -> Answer {
     decide(api, call, BodyIs::Optional, parse_or_default, DisputeBody::decision).await
 }
 
@@ -195,7 +197,7 @@ pub(crate) async fn dispute_transaction(State(api): State<Api>, call: Call) -> A
         (status = 409, description = "`invalid_transaction_state`: only while `disputed`"),
     )
 )]
-pub(crate) async fn add_evidence(State(api): State<Api>, call: Call) -> Answer {
+pub(crate) async fn add_evidence(State(api): State<Arc<Api>>, call: Call) -> Answer {
     decide(api, call, BodyIs::Required, |body| parse_object(body.bytes()), EvidenceBody::decision).await
 }
 
@@ -213,7 +215,7 @@ pub(crate) async fn add_evidence(State(api): State<Api>, call: Call) -> Answer {
         (status = 409, description = "`invalid_transaction_state`: only from `disputed`"),
     )
 )]
-pub(crate) async fn resolve_transaction(State(api): State<Api>, call: Call) -> Answer {
+pub(crate) async fn resolve_transaction(State(api): State<Arc<Api>>, call: Call) -> Answer {
     decide(api, call, BodyIs::Required, |body| parse_object(body.bytes()), ResolveBody::decision).await
 }
 
@@ -225,7 +227,7 @@ enum BodyIs {
 
 /// What all decisions with a body have in common.
 async fn decide<T: DeserializeOwned>(
-    api: Api,
+    api: Arc<Api>,
     mut call: Call,
     body_is: BodyIs,
     parse: impl FnOnce(&crate::http::body::Buffered) -> Result<T, Problem>,
@@ -254,7 +256,7 @@ async fn decide<T: DeserializeOwned>(
         (status = 404, description = "`transaction_not_found`"),
     )
 )]
-pub(crate) async fn transaction_events(State(api): State<Api>, call: Call) -> Answer {
+pub(crate) async fn transaction_events(State(api): State<Arc<Api>>, call: Call) -> Answer {
     call.no_query()?;
     let id = call.transaction_id()?;
 
@@ -272,7 +274,7 @@ pub(crate) async fn transaction_events(State(api): State<Api>, call: Call) -> An
         (status = 409, description = "`invalid_transaction_state`: only from `pending` or `settled`"),
     )
 )]
-pub(crate) async fn transaction_settlement(State(api): State<Api>, call: Call) -> Answer {
+pub(crate) async fn transaction_settlement(State(api): State<Arc<Api>>, call: Call) -> Answer {
     call.no_query()?;
     let id = call.transaction_id()?;
 

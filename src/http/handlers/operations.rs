@@ -1,5 +1,7 @@
 //! The server's own state: health, status, metrics, sinks, and the description of this API.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode};
 
@@ -41,7 +43,7 @@ pub(crate) async fn livez(call: Call) -> Answer {
         (status = 503, description = "`store_unavailable`: it does not; or, with `sync=1`, a sink is not reached"),
     )
 )]
-pub(crate) async fn readyz(State(api): State<Api>, call: Call) -> Answer {
+pub(crate) async fn readyz(State(api): State<Arc<Api>>, call: Call) -> Answer {
     let mut parameters = call.query()?;
     let sync = parameters.optional("sync")?;
     parameters.finish()?;
@@ -77,7 +79,7 @@ fn require_central(api: &Api) -> Result<(), Problem> {
     get, path = "/metrics", tag = "operations",
     responses((status = 200, description = "The metrics", body = String, content_type = "text/plain; version=0.0.4; charset=utf-8"))
 )]
-pub(crate) async fn metrics(State(api): State<Api>, call: Call) -> Answer {
+pub(crate) async fn metrics(State(api): State<Arc<Api>>, call: Call) -> Answer {
     call.no_query()?;
 
     let text = read_aside(move || Ok::<_, Problem>(api.metrics.render(&api.engine))).await?;
@@ -89,7 +91,7 @@ pub(crate) async fn metrics(State(api): State<Api>, call: Call) -> Answer {
     get, path = "/v1/status", tag = "operations",
     responses((status = 200, description = "The state of this server", body = StatusShown))
 )]
-pub(crate) async fn status(State(api): State<Api>, call: Call) -> Answer {
+pub(crate) async fn status(State(api): State<Arc<Api>>, call: Call) -> Answer {
     call.no_query()?;
 
     let store = api.engine.status()?;
@@ -128,7 +130,7 @@ pub(crate) async fn status(State(api): State<Api>, call: Call) -> Answer {
         (status = 404, description = "`not_found`: there is no such sink, or it is not configured"),
     )
 )]
-pub(crate) async fn retry_sink(State(api): State<Api>, call: Call) -> Answer {
+pub(crate) async fn retry_sink(State(api): State<Arc<Api>>, call: Call) -> Answer {
     ask_sink(&api, call, SinkRequest::Retry).await
 }
 
@@ -145,7 +147,7 @@ pub(crate) async fn retry_sink(State(api): State<Api>, call: Call) -> Answer {
         (status = 404, description = "`not_found`: there is no such sink, or it is not configured"),
     )
 )]
-pub(crate) async fn resync_sink(State(api): State<Api>, call: Call) -> Answer {
+pub(crate) async fn resync_sink(State(api): State<Arc<Api>>, call: Call) -> Answer {
     ask_sink(&api, call, SinkRequest::Resync).await
 }
 
@@ -177,7 +179,7 @@ async fn ask_sink(api: &Api, mut call: Call, request: SinkRequest) -> Answer {
         (status = 404, description = "`not_found`: there is no such sink"),
     )
 )]
-pub(crate) async fn parked_entries(State(api): State<Api>, call: Call) -> Answer {
+pub(crate) async fn parked_entries(State(api): State<Arc<Api>>, call: Call) -> Answer {
     let mut parameters = call.query()?;
     let limit = parameters.optional("limit")?;
     let cursor = parameters.optional("cursor")?;
@@ -199,5 +201,5 @@ pub(crate) async fn parked_entries(State(api): State<Api>, call: Call) -> Answer
 pub(crate) async fn openapi_document(call: Call) -> Answer {
     call.no_query()?;
 
-    Reply::text(openapi::document_text(), HeaderValue::from_static("application/json")).into()
+    Reply::text(openapi::DOCUMENT, HeaderValue::from_static("application/json")).into()
 }

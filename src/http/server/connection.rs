@@ -11,9 +11,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
-use axum::response::Response;
 use hyper::Request;
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
@@ -25,13 +23,12 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
-use tower::ServiceExt;
 
 use super::slots::Slot;
 use super::stopped;
 use super::wire::{Watch, Wire};
 use crate::http::Limits;
-use crate::http::gate::{OTHER, Peer};
+use crate::http::gate::{Gate, OTHER, Peer};
 use crate::http::problem::{Code, Problem};
 use crate::metrics::Metrics;
 
@@ -49,7 +46,7 @@ const STOPPING_HEAD: Duration = Duration::from_secs(1);
 
 /// A connection that is about to be served.
 pub(super) struct Connection {
-    pub(super) router: Router,
+    pub(super) gate: Arc<Gate>,
     pub(super) metrics: Metrics,
     pub(super) limits: Limits,
     pub(super) peer: Arc<Peer>,
@@ -116,15 +113,13 @@ impl Connection {
         let watch = Arc::new(Watch::default());
         let slot = Arc::new(self.slot);
         let service = {
-            let (router, peer) = (self.router, Arc::clone(&self.peer));
+            let (gate, peer) = (self.gate, Arc::clone(&self.peer));
             let (watch, slot) = (Arc::clone(&watch), Arc::clone(&slot));
-            service_fn(move |mut request: Request<Incoming>| {
+            service_fn(move |request: Request<Incoming>| {
                 let busy = Busy::new(Arc::clone(&watch), Arc::clone(&slot));
-                request.extensions_mut().insert(Arc::clone(&peer));
-                let router = router.clone();
+                let (gate, peer) = (Arc::clone(&gate), Arc::clone(&peer));
                 async move {
-                    let response: Response =
-                        router.oneshot(request.map(Body::new)).await.unwrap_or_else(|never| match never {});
+                    let response = gate.pass(request.map(Body::new), &peer).await;
                     Ok::<_, Infallible>(response.map(|body| BusyBody { body, _busy: busy }))
                 }
             })

@@ -14,7 +14,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
@@ -24,9 +23,8 @@ use tokio::time::Instant;
 
 use self::connection::Connection;
 use self::slots::{Slots, allowed_connections};
-use super::gate::{OTHER, Peer};
+use super::gate::{Gate, OTHER, Peer};
 use super::problem::{Code, Problem};
-use super::router::router_within;
 use super::{Api, Limits};
 use crate::metrics::Metrics;
 use crate::tls::server::CurrentTls;
@@ -53,7 +51,7 @@ pub enum Listener {
 /// [`Limits::shutdown_deadline`] has passed; what is still open then is cut off.
 pub async fn serve(listeners: Vec<Listener>, api: Api, shutdown: watch::Receiver<bool>, limits: Limits) {
     let shared = Arc::new(Shared {
-        router: router_within(api.clone(), &limits),
+        gate: Arc::new(Gate::new(api.clone(), &limits)),
         metrics: api.metrics,
         slots: Slots::new(limits.connections.unwrap_or_else(allowed_connections)),
         refusals: Arc::new(Semaphore::new(POLITE_REFUSALS)),
@@ -72,7 +70,7 @@ pub async fn serve(listeners: Vec<Listener>, api: Api, shutdown: watch::Receiver
 
 /// What all connections share.
 struct Shared {
-    router: Router,
+    gate: Arc<Gate>,
     metrics: Metrics,
     slots: Slots,
     refusals: Arc<Semaphore>,
@@ -171,7 +169,7 @@ fn admit(
         return;
     };
     let connection = Connection {
-        router: shared.router.clone(),
+        gate: Arc::clone(&shared.gate),
         metrics: shared.metrics.clone(),
         limits: shared.limits.clone(),
         peer: Arc::new(Peer::new(local)),

@@ -1,6 +1,7 @@
-//! The OpenAPI document: what the handlers' descriptions have in common is added here, once.
+//! How the document is made: what the handlers' descriptions have in common is added here, once.
 
-use std::sync::LazyLock;
+use std::fs;
+use std::path::Path;
 
 use utoipa::ToSchema;
 use utoipa::openapi::path::{Operation, PathItem};
@@ -11,32 +12,33 @@ use utoipa::openapi::{
     ResponseBuilder,
 };
 
-use super::dto::agents::Balance;
-use super::dto::schema;
-use super::problem::{PROBLEM_JSON, ProblemDocument};
-use super::router::described_routes;
+use super::DOCUMENT;
+use crate::http::dto::agents::Balance;
+use crate::http::dto::schema;
+use crate::http::problem::{PROBLEM_JSON, ProblemDocument};
+use crate::http::router::described_routes;
 
-static DOCUMENT: LazyLock<OpenApi> = LazyLock::new(|| {
-    let mut document = described_routes().into_openapi();
+/// Set to have the file written instead of compared.
+const WRITE: &str = "TRADEPOST_WRITE_OPENAPI";
+
+#[test]
+fn the_file_says_what_the_handlers_do() {
+    let mut document = described_routes(preamble()).into_openapi();
     complete(&mut document);
-    document
-});
-
-static TEXT: LazyLock<String> =
-    LazyLock::new(|| DOCUMENT.to_pretty_json().expect("the document is strings, numbers, lists and maps"));
-
-/// The document.
-pub(crate) fn document() -> &'static OpenApi {
-    &DOCUMENT
-}
-
-/// The document as it is served.
-pub(crate) fn document_text() -> &'static str {
-    &TEXT
+    let text = document.to_pretty_json().expect("the document is strings, numbers, lists and maps") + "\n";
+    if std::env::var_os(WRITE).is_some() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/http/openapi/openapi.json");
+        fs::write(path, text).expect("the file can be written");
+        return;
+    }
+    assert!(
+        text == DOCUMENT,
+        "openapi.json is not that of these handlers; `{WRITE}=1 cargo test --lib openapi` writes it"
+    );
 }
 
 /// What stands before the routes.
-pub(crate) fn preamble() -> OpenApi {
+fn preamble() -> OpenApi {
     let info = InfoBuilder::new()
         .title("Tradepost")
         .version(env!("CARGO_PKG_VERSION"))
@@ -222,7 +224,6 @@ fn close(schema: &mut RefOr<Schema>) {
     }
 }
 
-#[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
@@ -244,7 +245,7 @@ mod tests {
 
     /// Checks a value against a schema of the document.
     fn conforms(schema: &str, value: &Value) -> Result<(), String> {
-        let mut root: Value = serde_json::from_str(document_text()).unwrap();
+        let mut root: Value = serde_json::from_str(DOCUMENT).unwrap();
         root["$ref"] = json!(format!("#/components/schemas/{schema}"));
         let validator = jsonschema::validator_for(&root).unwrap();
         validator.validate(value).map_err(|error| format!("{schema} {}: {error}", error.instance_path()))
@@ -390,7 +391,7 @@ mod tests {
 
     #[test]
     fn every_operation_tells_its_problems_and_every_reference_resolves() {
-        let root: Value = serde_json::from_str(document_text()).unwrap();
+        let root: Value = serde_json::from_str(DOCUMENT).unwrap();
         for (path, item) in root["paths"].as_object().unwrap() {
             for (method, operation) in item.as_object().unwrap() {
                 for status in ["400", "403", "408", "431", "503"] {
@@ -399,7 +400,7 @@ mod tests {
                 }
             }
         }
-        let text = document_text();
+        let text = DOCUMENT;
         for reference in text.split("\"#/components/schemas/").skip(1) {
             let name = reference.split('"').next().unwrap();
             assert!(root["components"]["schemas"].get(name).is_some(), "{name}");
