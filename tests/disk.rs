@@ -11,7 +11,7 @@ use std::fs;
 use common::central::{Central, record, register, sink, wait_until_central};
 use common::disk::Disk;
 use common::http::{Answer, Client};
-use common::sidecar::{Sidecar, wait_for};
+use common::sidecar::{Home, Sidecar, wait_for};
 use serde_json::json;
 
 /// What was asked of a sidecar, and what it has promised to keep.
@@ -211,9 +211,8 @@ fn on_a_read_only_file_system_it_does_not_start_and_changes_nothing() {
 
 /// Asks for transactions until one is refused, which it is for lack of room.
 #[track_caller]
-fn fill(disk: &Disk, client: &mut Client, books: &mut Books) {
-    disk.fill();
-    let refused = (0..1_000).map(|_| books.record(client, 20_000)).find(|answer| answer.status != 201);
+fn write_until_full(client: &mut Client, books: &mut Books) {
+    let refused = (0..20_000).map(|_| books.record(client, 10)).find(|answer| answer.status != 201);
     assert_refused(&refused.expect("the disk is small"), 507, "storage_full");
 }
 
@@ -223,7 +222,8 @@ fn a_full_disk_is_said_to_be_full_and_read_from_until_there_is_room() {
     let mut books = Books::default();
     let sidecar = started(&disk, &mut books);
     let mut client = sidecar.client();
-    fill(&disk, &mut client, &mut books);
+    disk.fill();
+    write_until_full(&mut client, &mut books);
     assert_shown(&sidecar, "No space left on device");
     assert_only_reads_go_on(&sidecar, &mut books, 507, "storage_full");
     for (target, body) in [
@@ -241,7 +241,7 @@ fn a_full_disk_is_said_to_be_full_and_read_from_until_there_is_room() {
     let sidecar = disk.setup().start();
     let mut client = sidecar.client();
     books.check(&sidecar);
-    fill(&disk, &mut client, &mut books);
+    write_until_full(&mut client, &mut books);
     assert_only_reads_go_on(&sidecar, &mut books, 507, "storage_full");
 
     disk.make_room();
@@ -272,14 +272,28 @@ fn what_central_systems_acknowledge_still_fits_on_a_full_disk() {
     for number in 0..20 {
         register(&mut client, &format!("late-{number}"), "c");
     }
-    fill(&disk, &mut client, &mut books);
+    for _ in 0..200 {
+        books.record(&mut client, 10).expect(201);
+    }
+    // A store that was closed in order has next to no room within its file.
+    sidecar.stop();
+    disk.fill();
+    let sidecar = setup.start();
+    let mut client = sidecar.client();
     central.postgres.launch();
     central.redis.start_again();
     // Somebody else writes for those who live here: there is no room for that, and it must not stand in the way.
-    let other = central.setup(&common::sidecar::Home::new()).start();
+    let home = Home::new();
+    let other = central.setup(&home).start();
     record(&mut other.client(), "from-elsewhere", "elsewhere", "keeper");
     register(&mut other.client(), "elsewhere", "c");
     wait_for("all that was acknowledged to be central, and known to be", || {
+        let known = ["redis", "postgres"].iter().all(|name| sink(&sidecar, name)["backlog"] == 0);
+        known.then_some(())
+    });
+    // However that went: for more than that there is no room.
+    write_until_full(&mut client, &mut books);
+    wait_for("that to be central as well", || {
         let known = ["redis", "postgres"].iter().all(|name| sink(&sidecar, name)["backlog"] == 0);
         assert_refused(&books.record(&mut client, 10), 507, "storage_full");
         known.then_some(())

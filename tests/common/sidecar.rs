@@ -63,6 +63,7 @@ pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
 pub struct Setup {
     /// `None`: in memory.
     pub directory: Option<PathBuf>,
+    pub listen: String,
     pub metrics: String,
     pub flags: Vec<String>,
     /// What starts it; nothing: the test itself.
@@ -71,7 +72,8 @@ pub struct Setup {
 
 impl Setup {
     pub fn in_memory() -> Self {
-        Self { directory: None, metrics: "none".to_owned(), flags: Vec::new(), launcher: Vec::new() }
+        let (listen, metrics) = ("127.0.0.1:0".to_owned(), "none".to_owned());
+        Self { directory: None, listen, metrics, flags: Vec::new(), launcher: Vec::new() }
     }
 
     pub fn in_directory(directory: impl Into<PathBuf>) -> Self {
@@ -81,6 +83,12 @@ impl Setup {
     /// Started by another program, which becomes it.
     pub fn launched_by(mut self, launcher: Vec<String>) -> Self {
         self.launcher = launcher;
+        self
+    }
+
+    /// With the API at this address.
+    pub fn listen(mut self, listen: impl Into<String>) -> Self {
+        self.listen = listen.into();
         self
     }
 
@@ -98,7 +106,7 @@ impl Setup {
     /// The command that serves this way.
     pub fn command(&self) -> Command {
         let mut command = tradepost_by(&self.launcher);
-        command.args(["serve", "--listen", "127.0.0.1:0", "--log-format", "json", "--metrics-listen", &self.metrics]);
+        command.args(["serve", "--listen", &self.listen, "--log-format", "json", "--metrics-listen", &self.metrics]);
         match &self.directory {
             Some(directory) => command.arg("--data-dir").arg(directory),
             None => command.arg("--in-memory"),
