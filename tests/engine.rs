@@ -614,3 +614,22 @@ fn a_page_ends_before_it_holds_too_many_bytes() {
     assert!(page.items.len() < 12 && page.next_cursor.is_some(), "{} items", page.items.len());
     assert_eq!(all(&engine).len(), 12);
 }
+
+/// A disk may be full when the store is opened, and have room later.
+#[test]
+fn room_that_could_not_be_kept_back_is_kept_back_once_there_is_some() {
+    let directory = tempfile::tempdir().unwrap();
+    let reserve = directory.path().join(".tradepost.redb.reserve");
+    // What cannot be overwritten stands for a disk without room.
+    std::fs::create_dir(&reserve).unwrap();
+    let clock = ManualClock::at(1_795_000_000_000_000);
+    let location = Location::File(directory.path().join("tradepost.redb"));
+    let engine = Engine::open(Options { clock: clock.clone(), ..Options::new(location) }).unwrap();
+    engine.record(new("a", "b", "1"), None).wait().unwrap();
+    std::fs::remove_dir(&reserve).unwrap();
+    clock.advance(Duration::from_secs(61));
+    // The first lets the writer clean up, the second comes after that.
+    engine.record(new("a", "b", "1"), None).wait().unwrap();
+    engine.record(new("a", "b", "1"), None).wait().unwrap();
+    assert_eq!(std::fs::metadata(&reserve).unwrap().len(), 1024 * 1024);
+}

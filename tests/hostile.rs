@@ -3,11 +3,13 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::fs::Permissions;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 
 use common::http::{Client, Request};
-use common::sidecar::{PATIENCE, Setup, Sidecar, tradepost, wait_for};
+use common::sidecar::{Home, PATIENCE, Setup, Sidecar, tradepost, wait_for};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::json;
 
@@ -80,9 +82,52 @@ fn slow_heads_and_bodies_by_the_hundred_keep_nobody_waiting_and_are_given_up() {
 }
 
 #[test]
+fn whoever_holds_up_the_metrics_listener_is_cut_off_and_a_scrape_gets_its_turn() {
+    let sidecar = Setup::in_memory().metrics("127.0.0.1:0").start();
+    let metrics = sidecar.metrics_address();
+    let before = open_files(&sidecar);
+    // More than it serves at once: slow heads, slow bodies, silence, and answers that nobody reads.
+    let hung: Vec<TcpStream> = (0..100)
+        .map(|number| {
+            let mut stream = connect(metrics);
+            let part = match number % 4 {
+                0 => "GET /metrics HTTP/1.1\r\nHost: localhost\r\nX-Slow: ",
+                1 => "GET /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{",
+                2 => "",
+                _ => "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            };
+            stream.write_all(part.as_bytes()).expect("the kernel takes it");
+            stream
+        })
+        .collect();
+    let mut client = sidecar.client();
+    for round in 0..20 {
+        assert_serves(&mut client, &format!("beside-{round}"));
+    }
+    let mut scraper = sidecar.metrics_client();
+    wait_for("a scrape", || scraper.try_call(&Request::get("/metrics")).ok().filter(|answer| answer.status == 200));
+    for (number, mut stream) in hung.into_iter().enumerate() {
+        let ended = std::io::copy(&mut stream, &mut std::io::sink());
+        let waits = |error: std::io::Error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
+        assert!(!ended.is_err_and(waits), "client {number} is still there");
+    }
+    wait_for("what they held to be given back", || (open_files(&sidecar) <= before + 2).then_some(()));
+    sidecar.stop();
+}
+
+#[test]
 fn a_head_that_never_ends_is_cut_off() {
-    let sidecar = Setup::in_memory().start();
-    let mut stream = connect(sidecar.address);
+    let sidecar = Setup::in_memory().metrics("127.0.0.1:0").start();
+    for address in [sidecar.address, sidecar.metrics_address()] {
+        assert_cuts_off_a_head(address);
+    }
+    assert_serves(&mut sidecar.client(), "after");
+    sidecar.metrics_client().get("/metrics").expect(200);
+    sidecar.stop();
+}
+
+fn assert_cuts_off_a_head(address: SocketAddr) {
+    let mut stream = connect(address);
     stream.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n").expect("the server takes it");
     let mut reader = stream.try_clone().expect("it can be read beside");
     let writer = std::thread::spawn(move || {
@@ -95,17 +140,13 @@ fn a_head_that_never_ends_is_cut_off() {
     drop(reader);
     let cut = writer.join().expect("writing does not panic");
     assert!(cut.is_some(), "it took 100 MB of a head");
-    assert_serves(&mut sidecar.client(), "after");
-    sidecar.stop();
 }
 
-/// What two servers in a row would read differently is read by none.
-#[test]
-fn requests_that_could_smuggle_another_are_refused_and_end_the_connection() {
-    let sidecar = Setup::in_memory().start();
+/// Requests that two servers in a row would read differently, each with another hidden in it. They begin with `post`, a
+/// head that lacks its framing and its end.
+fn smuggling_shapes(post: &str) -> Vec<(&'static str, String)> {
     let smuggled = "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
-    let post = "POST /v1/transactions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
-    for (what, request) in [
+    vec![
         ("both framings", format!("{post}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}")),
         (
             "framings the other way",
@@ -127,7 +168,32 @@ fn requests_that_could_smuggle_another_are_refused_and_end_the_connection() {
         ("a chunk size that is none", format!("{post}Transfer-Encoding: chunked\r\n\r\nxyz\r\n\r\n{smuggled}")),
         ("a bare CR", format!("{post}X-A: b\rContent-Length: 2\r\n\r\n{smuggled}")),
         ("a null byte", format!("{post}X-A: b\0\r\nContent-Length: 0\r\n\r\n{smuggled}")),
-    ] {
+        // A bare LF ends a line, so that what others may take for a part of the value is seen.
+        (
+            "a length behind a bare LF",
+            format!("{post}X-A: b\nContent-Length: 40\r\nContent-Length: 2\r\n\r\n{{}}{smuggled}"),
+        ),
+        (
+            "a coding behind a bare LF",
+            format!("{post}X-A: b\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n{smuggled}"),
+        ),
+        ("chunks with a bare LF", format!("{post}Transfer-Encoding: chunked\r\n\r\n2\n{{}}\n0\n\n{smuggled}")),
+        (
+            "a chunk that is longer than its size",
+            format!("{post}Transfer-Encoding: chunked\r\n\r\n1\r\n{{}}\r\n0\r\n\r\n{smuggled}"),
+        ),
+        (
+            "a chunk size beyond all",
+            format!("{post}Transfer-Encoding: chunked\r\n\r\n10000000000000002\r\n{{}}\r\n0\r\n\r\n{smuggled}"),
+        ),
+    ]
+}
+
+#[test]
+fn requests_that_could_smuggle_another_are_refused_and_end_the_connection() {
+    let sidecar = Setup::in_memory().metrics("127.0.0.1:0").start();
+    let post = "POST /v1/transactions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
+    for (what, request) in smuggling_shapes(post) {
         let mut stream = connect(sidecar.address);
         stream.write_all(request.as_bytes()).expect("the server takes it");
         stream.shutdown(Shutdown::Write).expect("it is connected");
@@ -137,6 +203,103 @@ fn requests_that_could_smuggle_another_are_refused_and_end_the_connection() {
     }
     let stored = sidecar.client().get("/v1/transactions").expect(200).json();
     assert_eq!(stored["items"], json!([]));
+
+    // Whatever it makes of the first, there is no second.
+    for (what, request) in smuggling_shapes("GET /metrics HTTP/1.1\r\nHost: localhost\r\n") {
+        let mut stream = connect(sidecar.metrics_address());
+        stream.write_all(request.as_bytes()).expect("the server takes it");
+        drop(stream.shutdown(Shutdown::Write));
+        let answer = read_to_end(stream);
+        assert!(answer.matches("HTTP/1.1 ").count() <= 1, "{what}: {answer}");
+    }
+    sidecar.metrics_client().get("/metrics").expect(200);
+    sidecar.stop();
+}
+
+/// What a page can have a browser send without asking first: forms in their three encodings, with what it says of itself.
+#[test]
+fn forms_are_refused_whatever_origin_they_name() {
+    let sidecar = Setup::in_memory().metrics("127.0.0.1:0").start();
+    let body = r#"{"payer_agent":"a","provider_agent":"b","capability":"c","amount":"1","context":{"=":""}}"#;
+    for origin in [None, Some("null"), Some("http://evil.test"), Some("http://localhost:1")] {
+        for encoding in ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain"] {
+            let request = |method: &str, target: &str| {
+                let request = Request::new(method, target).text(encoding, body);
+                origin.iter().fold(request, |request, origin| request.header("Origin", *origin))
+            };
+            let code = if origin.is_some() { (403, "forbidden_origin") } else { (415, "unsupported_media_type") };
+            for target in ["/v1/transactions", "/v1/transactions/batch", "/v1/agents"] {
+                let answer = sidecar.client().call(&request("POST", target));
+                assert_eq!(
+                    (answer.status, answer.json()["code"].as_str()),
+                    (code.0, Some(code.1)),
+                    "{origin:?} {encoding}"
+                );
+                assert_eq!(answer.header("access-control-allow-origin"), None);
+            }
+            let answer = sidecar.metrics_client().call(&request("POST", "/metrics"));
+            let expected = if origin.is_some() { 403 } else { 405 };
+            assert_eq!(answer.status, expected, "{origin:?} {encoding}");
+        }
+    }
+    for list in ["/v1/transactions", "/v1/agents"] {
+        assert_eq!(sidecar.client().get(list).expect(200).json()["items"], json!([]));
+    }
+    sidecar.stop();
+}
+
+/// A program of a user that nobody else is.
+fn as_another_user(program: &std::path::Path) -> std::process::Command {
+    let is_root = rustix::process::geteuid().is_root();
+    let mut command = std::process::Command::new(if is_root { "setpriv" } else { "sudo" });
+    if !is_root {
+        command.args(["-n", "setpriv"]);
+    }
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).arg(program).env_clear();
+    command
+}
+
+/// Whatever lies above the data directory, it and what is in it are its owner's.
+#[test]
+fn another_user_reaches_neither_the_socket_nor_the_file_nor_the_token() {
+    let home = Home::new();
+    std::fs::set_permissions(home.path(), Permissions::from_mode(0o755)).expect("it is ours");
+    // The binary may lie where others cannot go.
+    let program = home.path().join("tradepost");
+    std::fs::copy(env!("CARGO_BIN_EXE_tradepost"), &program).expect("it can be copied");
+    let token = home.path().join("token");
+    std::fs::write(&token, "s3cret\n").expect("it can be written");
+    std::fs::set_permissions(&token, Permissions::from_mode(0o600)).expect("it is ours");
+    let sidecar = home.setup().flags(&["--token-file", token.to_str().expect("it is text")]).start();
+    let (socket, url) = (sidecar.socket.clone().expect("it has one"), format!("http://{}", sidecar.address));
+
+    let able = as_another_user(&program).arg("--version").output().expect("setpriv or sudo is there");
+    assert!(
+        able.status.success(),
+        "this test runs programs as another user: run it as root, or let sudo do it without asking: {}",
+        String::from_utf8_lossy(&able.stderr)
+    );
+    let run = |arguments: &[&std::ffi::OsStr]| {
+        let output = as_another_user(&program).args(arguments).output().expect("it ran before");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let words = |text: &'static str| std::ffi::OsStr::new(text);
+    // First the directory keeps others out, then, opened wide, each thing in it does.
+    for mode in [0o700, 0o755] {
+        std::fs::set_permissions(home.data(), Permissions::from_mode(mode)).expect("it is ours");
+        let (code, said) = run(&[words("--socket"), socket.as_os_str(), words("status")]);
+        assert!(code == Some(69) && said.contains("Permission denied"), "socket, {mode:o}: {code:?} {said}");
+        for command in ["verify", "compact"] {
+            let (code, said) = run(&[words(command), words("--data-dir"), home.data().as_os_str()]);
+            assert!(code == Some(74) && said.contains("Permission denied"), "{command}, {mode:o}: {code:?} {said}");
+        }
+    }
+    let (code, said) =
+        run(&[words("--url"), std::ffi::OsStr::new(&url), words("--token-file"), token.as_os_str(), words("status")]);
+    assert!(code == Some(78) && said.contains("Permission denied"), "token: {code:?} {said}");
+    // Over TCP there is no saying who it is: the token is what keeps others out.
+    let refused = sidecar.client().get("/v1/status").expect(401);
+    assert_eq!(refused.json()["code"], "unauthorized");
     sidecar.stop();
 }
 

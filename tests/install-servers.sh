@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs what the tests of replication start for themselves: Redis, PostgreSQL and pgbouncer, from Debian's packages.
+# Installs what the tests start for themselves, from Debian's packages: Redis, PostgreSQL and pgbouncer for replication,
+# strace for disks that fail, Chromium for pages that mean harm.
 # With --bench also etcd, which `cargo bench --bench peers` compares with. Does nothing where they are there already, so
 # it may be run before every test run.
 set -eu
@@ -28,6 +29,8 @@ found redis-server || missing="$missing redis-server"
 found_postgres && found psql || missing="$missing postgresql"
 found pgbouncer || missing="$missing pgbouncer"
 found openssl || missing="$missing openssl"
+found strace || missing="$missing strace"
+found chromium || missing="$missing chromium"
 if [ "${1-}" = --bench ]; then
     found etcd || missing="$missing etcd-server"
 fi
@@ -40,8 +43,8 @@ fi
 if ! found apt-get; then
     echo "These programs are needed and missing:$missing" >&2
     echo "This script installs them on Debian and its relatives only. Elsewhere, install Redis 6.2 or newer, the server" >&2
-    echo "programs of PostgreSQL 13 or newer (initdb, postgres), psql, pgbouncer and openssl, and for --bench etcd 3.4 or" >&2
-    echo "newer, with your system's own package manager, so that they are in PATH, and try again." >&2
+    echo "programs of PostgreSQL 13 or newer (initdb, postgres), psql, pgbouncer, openssl, strace and chromium, and for" >&2
+    echo "--bench etcd 3.4 or newer, with your system's own package manager, so that they are in PATH, and try again." >&2
     exit 1
 fi
 

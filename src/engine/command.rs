@@ -49,6 +49,11 @@ pub trait Command: Send + 'static {
     /// Loads what it needs, decides, and only then changes anything, so that a refusal leaves nothing behind.
     fn run(self, session: &mut Session<'_, '_>) -> Result<Self::Output, Stop>;
 
+    /// Whether it only notes how far a sink has come. Such commands are small, and run while the disk is full.
+    fn is_bookkeeping(&self) -> bool {
+        false
+    }
+
     /// Counts the call, once its outcome is known.
     fn count(_outcome: &Result<Self::Output, Error>, _metrics: &Metrics) {}
 }
@@ -334,6 +339,9 @@ pub trait Job: Send {
     /// Runs within the batch. A refusal is kept for the answer; only a failure of the store comes back.
     fn run(&mut self, session: &mut Session<'_, '_>) -> Result<(), StoreError>;
 
+    /// As [`Command::is_bookkeeping`].
+    fn is_bookkeeping(&self) -> bool;
+
     /// Answers: with what the run came to, or with the reason why the batch failed.
     fn finish(self: Box<Self>, failure: Option<&Error>, metrics: &Metrics);
 }
@@ -359,6 +367,10 @@ impl<C: Command> Job for Task<C> {
             Err(Stop::Failed(error)) => return Err(error),
         }
         Ok(())
+    }
+
+    fn is_bookkeeping(&self) -> bool {
+        self.command.as_ref().is_some_and(Command::is_bookkeeping)
     }
 
     fn finish(self: Box<Self>, failure: Option<&Error>, metrics: &Metrics) {

@@ -32,6 +32,14 @@ pub struct View {
     pub acknowledged: Acknowledged,
 }
 
+/// Why writes are refused.
+#[derive(Debug)]
+struct Failed {
+    error: Error,
+    /// Whether there is room for bookkeeping all the same.
+    has_reserve: bool,
+}
+
 /// Shared state: only the writer changes it, everybody reads it without a lock.
 pub struct Core {
     pub store: Store,
@@ -42,7 +50,7 @@ pub struct Core {
     pub sinks: SinkBoard,
     view: ArcSwap<View>,
     commits: watch::Sender<CommitMark>,
-    failed: ArcSwapOption<Error>,
+    failed: ArcSwapOption<Failed>,
     closing: AtomicBool,
 }
 
@@ -88,7 +96,13 @@ impl Core {
         if self.is_closing() {
             return Some(Error::Unavailable("the engine is closed".into()));
         }
-        self.failed.load().as_deref().cloned()
+        self.failed.load().as_deref().map(|failed| failed.error.clone())
+    }
+
+    /// The same for bookkeeping.
+    pub fn failed_for_bookkeeping(&self) -> Option<Error> {
+        let has_reserve = self.failed.load().as_deref().is_some_and(|failed| failed.has_reserve);
+        self.failed().filter(|_| self.is_closing() || !has_reserve)
     }
 
     /// Refuses commands from here on.
@@ -101,9 +115,14 @@ impl Core {
         self.closing.load(Ordering::SeqCst)
     }
 
-    /// Says that writes are refused, or that they are taken again.
-    pub fn set_failed(&self, error: Option<Error>) {
-        self.failed.store(error.map(Arc::new));
+    /// Says that writes are refused; those that are bookkeeping only if there is no reserve for them.
+    pub fn set_failed(&self, error: Error, has_reserve: bool) {
+        self.failed.store(Some(Arc::new(Failed { error, has_reserve })));
+    }
+
+    /// Says that writes are taken again.
+    pub fn set_sound(&self) {
+        self.failed.store(None);
     }
 
     /// Closes the store for good.

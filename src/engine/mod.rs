@@ -262,7 +262,8 @@ impl Engine {
 
     fn submit<C: Command>(&self, command: C) -> Pending<C::Output> {
         let (job, pending) = job(command);
-        let refused = match self.core().failed() {
+        let failed = if job.is_bookkeeping() { self.core().failed_for_bookkeeping() } else { self.core().failed() };
+        let refused = match failed {
             Some(error) => Some((job, error)),
             None => match self.0.messages.try_send(Message::Run(job)) {
                 Ok(()) => None,

@@ -5,7 +5,8 @@
 //! it ends leases that ran out and forgets what has aged.
 //!
 //! After a failed commit nothing is acknowledged until the store has been reopened, every page's checksum checked, and
-//! a probe written and synced. Until then reads go on where the file allows, and writes are answered with the cause.
+//! a probe written and synced. Until then reads go on where the file allows, and writes are answered with the cause. On a
+//! full disk a reserve is given up for the bookkeeping of sinks, so that what central systems hold is known to be there.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -158,12 +159,12 @@ impl Writer {
         }
         let began = self.core.clock.monotonic();
         let commit_began = Instant::now();
-        let effects = match self.commit(&mut jobs, intake, moment, housekeeping) {
+        let effects = match self.commit(&mut jobs, Some(intake), moment, housekeeping) {
             Ok(effects) => effects,
             Err(cause) => {
                 let error = Error::from(cause.clone());
                 // Before anybody is answered: who is told of the failure must not then find us ready.
-                self.core.set_failed(Some(error.clone()));
+                self.core.set_failed(error.clone(), false);
                 for job in jobs {
                     job.finish(Some(&error), &self.core.metrics);
                 }
@@ -185,7 +186,7 @@ impl Writer {
     fn commit(
         &mut self,
         jobs: &mut Vec<Box<dyn Job>>,
-        intake: &mut Intake,
+        mut intake: Option<&mut Intake>,
         moment: Moment,
         housekeeping: bool,
     ) -> Result<(Vec<Effect>, Recorded), StoreError> {
@@ -211,7 +212,7 @@ impl Writer {
             for job in jobs.iter_mut() {
                 job.run(&mut session)?;
             }
-            while let Some(job) = intake.next(jobs.len()) {
+            while let Some(job) = intake.as_mut().and_then(|intake| intake.next(jobs.len())) {
                 jobs.push(job);
                 jobs.last_mut().expect("one was pushed").run(&mut session)?;
             }
@@ -224,6 +225,9 @@ impl Writer {
             let pause = if purged < MAX_PURGE { HOUSEKEEPING_EVERY } else { Duration::ZERO };
             self.next_housekeeping = moment.monotonic + pause;
             self.loads.drop_before_window(&mut self.load_minutes, minute_of(moment.now));
+            if let Err(error) = self.core.store.keep_reserve() {
+                tracing::warn!(%error, "no room could be kept back for what sinks acknowledge on a full disk");
+            }
         }
         Ok(effects)
     }
@@ -320,15 +324,15 @@ impl Writer {
     fn recover(&mut self, mut cause: StoreError) -> bool {
         tracing::error!(error = %cause, "a commit failed; nothing is acknowledged until the store is sound again");
         let mut retry = Duration::ZERO;
-        let mut latched = true;
+        let mut condition = Condition::Latched;
         loop {
-            self.core.set_failed(Some(Error::from(cause.clone())));
+            self.core.set_failed(Error::from(cause.clone()), condition == Condition::OnReserve);
             let began = self.core.clock.monotonic();
-            let attempt = self.try_recover(&mut latched);
+            let attempt = self.try_recover(&mut condition);
             let took = self.core.clock.monotonic().saturating_sub(began);
             match attempt {
                 Ok(()) => {
-                    self.core.set_failed(None);
+                    self.core.set_sound();
                     tracing::info!("the store was reopened and verified; writes are taken again");
                     return false;
                 }
@@ -339,7 +343,8 @@ impl Writer {
             }
             // A large file takes a while to check, and cannot be read meanwhile: the larger, the rarer.
             retry = (retry * 2).clamp(FIRST_RETRY, LONGEST_RETRY).max((took * 10).min(LONGEST_CHECK_RETRY));
-            if self.core.is_closing() || self.answer_with_failure(&cause, retry) {
+            self.core.set_failed(Error::from(cause.clone()), condition == Condition::OnReserve);
+            if self.core.is_closing() || self.answer_with_failure(&cause, retry, &mut condition) {
                 return true;
             }
         }
@@ -347,13 +352,23 @@ impl Writer {
 
     /// Reopens where redb has latched an error, and finds out whether the disk takes writes: first without the store,
     /// since a failed write would latch it again and take it from its readers.
-    fn try_recover(&mut self, latched: &mut bool) -> Result<(), StoreError> {
-        if *latched {
+    fn try_recover(&mut self, condition: &mut Condition) -> Result<(), StoreError> {
+        if *condition == Condition::Latched {
             sound(|| self.reopen())?;
-            *latched = false;
+            *condition = Condition::Readable;
         }
-        self.core.store.try_disk()?;
-        *latched = true;
+        let tried = self.core.store.try_disk();
+        if matches!(tried, Err(StoreError::NoSpace(_))) {
+            self.core.store.release_reserve()?;
+            if *condition == Condition::Readable {
+                *condition = Condition::Latched;
+                sound(|| self.core.store.resume())?;
+                *condition = Condition::OnReserve;
+            }
+        }
+        tried?;
+        *condition = Condition::Latched;
+        sound(|| self.core.store.resume())?;
         sound(|| self.core.store.probe())?;
         Ok(())
     }
@@ -363,18 +378,49 @@ impl Writer {
         self.rebuild()
     }
 
-    /// Answers commands for a while; whether the engine is to stop.
-    fn answer_with_failure(&self, cause: &StoreError, pause: Duration) -> bool {
+    /// Answers commands for a while; whether the engine is to stop. Bookkeeping is done where there is a reserve for it.
+    fn answer_with_failure(&mut self, cause: &StoreError, pause: Duration, condition: &mut Condition) -> bool {
         let error = Error::from(cause.clone());
         let until = Instant::now() + pause;
         loop {
             match self.messages.recv_deadline(until) {
+                Ok(Message::Run(job)) if *condition == Condition::OnReserve && job.is_bookkeeping() => {
+                    if let Err(error) = self.run_alone(job) {
+                        tracing::warn!(%error, "what a sink has acknowledged could not be noted on a full disk");
+                        *condition = Condition::Latched;
+                        return false;
+                    }
+                }
                 Ok(Message::Run(job)) => job.finish(Some(&error), &self.core.metrics),
                 Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return true,
                 Err(RecvTimeoutError::Timeout) => return false,
             }
         }
     }
+
+    /// Runs one command and nothing besides.
+    fn run_alone(&mut self, job: Box<dyn Job>) -> Result<(), StoreError> {
+        let mut jobs = vec![job];
+        let moment = self.core.moment();
+        let committed = self.commit(&mut jobs, None, moment, false);
+        let failure = committed.as_ref().err().map(|cause| Error::from(cause.clone()));
+        let committed = committed.map(|effects| self.apply(effects));
+        for job in jobs {
+            job.finish(failure.as_ref(), &self.core.metrics);
+        }
+        committed
+    }
+}
+
+/// What can be done with a store of which a commit has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Condition {
+    /// redb refuses everything until it is reopened.
+    Latched,
+    /// It can be read.
+    Readable,
+    /// It can be read, and there is room for bookkeeping.
+    OnReserve,
 }
 
 /// The commands of one batch as they come in.

@@ -110,7 +110,8 @@ pub fn try_disk(path: &Path, bytes: usize) -> io::Result<()> {
     let written =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&scratch).and_then(|mut file| {
             file.write_all(&vec![0xa5; bytes])?;
-            file.sync_all()
+            // The same call as the store's own.
+            file.sync_data()
         });
     let removed = fs::remove_file(&scratch);
     written.and(removed)

@@ -33,6 +33,7 @@ mod lookup;
 mod query;
 mod records;
 mod registry;
+mod reserve;
 mod run;
 mod runs;
 mod sinks;
@@ -68,6 +69,7 @@ pub use verify::{VerifyReport, verify};
 use self::backend::{Revocable, Revoker};
 use self::ledger::Known;
 use self::log::LogHead;
+use self::reserve::Reserve;
 use self::runs::Waiting;
 use self::tables::meta;
 use self::trial::Trial;
@@ -89,6 +91,8 @@ pub struct Store {
     backend: Mutex<Option<Arc<dyn StorageBackend>>>,
     opened: ArcSwapOption<Opened>,
     path: Option<PathBuf>,
+    /// What is kept back for a full disk; only beside a file.
+    reserve: Option<Reserve>,
     identity: ArcSwap<Identity>,
 }
 
@@ -96,6 +100,14 @@ pub struct Store {
 struct Opened {
     database: Database,
     revoker: Revoker,
+    /// What keeps back the writes of an opening; `None` where they went to the disk at once.
+    trial: Option<Arc<Trial>>,
+}
+
+impl Opened {
+    fn takes_writes(&self) -> bool {
+        self.trial.as_ref().is_none_or(|trial| trial.is_adopted())
+    }
 }
 
 /// What a new store's node id is minted from.
@@ -140,6 +152,8 @@ impl Store {
         })?;
         let opened = Self::open_backend(file::open_existing(path)?.backend, Some(path.to_owned()), mint)?;
         file::make_private(path)?;
+        // A disk that is full already has no room to keep back. It is taken when there is some, before writes are.
+        opened.0.keep_reserve().ok();
         Ok(opened)
     }
 
@@ -158,7 +172,7 @@ impl Store {
         let fail = |error: StoreError| open_error(&shown, error);
         let is_new = backend.len().map_err(|error| fail(error.into()))? == 0;
         let (opened, head) = if is_new {
-            let opened = open_database(&backend, false).map_err(fail)?;
+            let opened = open_database(Arc::clone(&backend), false).map_err(fail)?;
             initialise(&opened.database, mint).map_err(fail)?;
             let head = guarded(|| read_head(&opened.database)).map_err(|error| head_error(&shown, error))?;
             (opened, head)
@@ -167,7 +181,8 @@ impl Store {
         };
         let opened = ArcSwapOption::new(Some(Arc::new(opened)));
         let identity = ArcSwap::new(Arc::clone(&head.identity));
-        Ok((Self { backend: Mutex::new(Some(backend)), opened, path, identity }, head))
+        let reserve = path.as_deref().map(Reserve::of);
+        Ok((Self { backend: Mutex::new(Some(backend)), opened, path, reserve, identity }, head))
     }
 
     /// This store's node.
@@ -210,6 +225,7 @@ impl Store {
     ) -> Result<R, StoreError> {
         let opened = self.opened.load();
         let opened = opened.as_ref().ok_or(StoreError::Closed)?;
+        assert!(opened.takes_writes(), "nothing is written to a store that was reopened and not resumed");
         guarded(|| {
             let mut transaction = opened.database.begin_write()?;
             transaction
@@ -231,12 +247,24 @@ impl Store {
         })
     }
 
-    /// Whether the disk takes writes, as far as that can be told without the store: readers are not disturbed.
+    /// Whether the disk takes writes, as far as that can be told without the store: readers are not disturbed. A disk
+    /// that has no room for the reserve and a probe is full.
     pub fn try_disk(&self) -> Result<(), StoreError> {
+        self.keep_reserve()?;
         match &self.path {
             Some(path) => Ok(file::try_disk(path, PROBE_BYTES)?),
             None => Ok(()),
         }
+    }
+
+    /// Keeps room back for a full disk, unless that is done already.
+    pub fn keep_reserve(&self) -> Result<(), StoreError> {
+        Ok(self.reserve.as_ref().map_or(Ok(()), Reserve::take)?)
+    }
+
+    /// Gives up what was kept back for a full disk.
+    pub fn release_reserve(&self) -> Result<(), StoreError> {
+        Ok(self.reserve.as_ref().map_or(Ok(()), Reserve::release)?)
     }
 
     /// Writes, syncs and removes a row of [`PROBE_BYTES`], to find out whether the disk takes writes.
@@ -260,11 +288,15 @@ impl Store {
 
     /// Throws the open database away and opens the file anew, checking every page's checksum. Snapshots of the old
     /// one fail from here on.
+    ///
+    /// Nothing reaches the disk, so that it can be read from even where it takes no writes. Before the next write comes
+    /// [`resume`](Self::resume).
     pub fn reopen(&self) -> Result<Head, StoreError> {
         if let Some(old) = self.opened.swap(None) {
             old.revoker.revoke();
         }
-        let opened = open_database(&self.backend()?, true)?;
+        let trial = Arc::new(Trial::of(self.backend()?)?);
+        let opened = open_database(trial.clone(), true)?;
         let head = guarded(|| read_head(&opened.database)).map_err(|error| match error {
             HeadError::Format(found) => StoreError::Damaged(format!("its format turned to {found}")),
             HeadError::Store(error) => error,
@@ -274,8 +306,19 @@ impl Store {
             return Err(StoreError::Damaged("it is another node's file now".to_owned()));
         }
         self.identity.store(Arc::clone(&head.identity));
-        self.opened.store(Some(Arc::new(opened)));
+        self.opened.store(Some(Arc::new(Opened { trial: Some(trial), ..opened })));
         Ok(head)
+    }
+
+    /// Writes what reopening has kept back; from here on writes are possible.
+    ///
+    /// # Errors
+    ///
+    /// The disk took a part of it at most; only [`reopen`](Self::reopen) helps.
+    pub fn resume(&self) -> Result<(), StoreError> {
+        let opened = self.opened.load();
+        let opened = opened.as_ref().ok_or(StoreError::Closed)?;
+        Ok(opened.trial.as_ref().map_or(Ok(()), |trial| trial.adopt())?)
     }
 
     /// Closes the file and lets go of its lock. Snapshots that are still held fail from here on, and keep the lock
@@ -351,8 +394,7 @@ fn open_ours<T>(
 ) -> Result<(Opened, T), OpenError> {
     let fail = |error: StoreError| open_error(shown, error);
     let trial = Arc::new(Trial::of(Arc::clone(backend)).map_err(|error| fail(error.into()))?);
-    let tried: Arc<dyn StorageBackend> = trial.clone();
-    let opened = open_database(&tried, purpose == Purpose::Serve).map_err(fail)?;
+    let opened = open_database(trial.clone(), purpose == Purpose::Serve).map_err(fail)?;
     let recognised = guarded(|| recognise(&opened.database)).map_err(|error| head_error(shown, error))?;
     if purpose != Purpose::Look {
         trial.adopt().map_err(|error| fail(error.into()))?;
@@ -360,8 +402,8 @@ fn open_ours<T>(
     Ok((opened, recognised))
 }
 
-fn open_database(backend: &Arc<dyn StorageBackend>, check: bool) -> Result<Opened, StoreError> {
-    let (revocable, revoker) = Revocable::new(Arc::clone(backend));
+fn open_database(backend: Arc<dyn StorageBackend>, check: bool) -> Result<Opened, StoreError> {
+    let (revocable, revoker) = Revocable::new(backend);
     let database = guarded(|| {
         let database = Database::builder()
             .set_cache_size(CACHE_BYTES)
@@ -369,7 +411,7 @@ fn open_database(backend: &Arc<dyn StorageBackend>, check: bool) -> Result<Opene
             .create_with_backend(revocable)?;
         Ok::<_, StoreError>(database)
     })?;
-    Ok(Opened { database, revoker })
+    Ok(Opened { database, revoker, trial: None })
 }
 
 /// redb may panic on a file that was altered behind its back; to a caller that is damage like any other.

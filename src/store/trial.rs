@@ -31,6 +31,8 @@ struct Kept {
     blocks: BTreeMap<u64, Box<[u8; BLOCK_BYTES]>>,
     /// What adoption does. The order, syncs included, is what makes redb's commits safe against a crash.
     steps: Vec<Step>,
+    /// Adoption has failed, and its steps are gone.
+    broken: bool,
 }
 
 #[derive(Debug)]
@@ -44,13 +46,21 @@ impl Trial {
     /// A trial of what is in `backend`.
     pub fn of(backend: Arc<dyn StorageBackend>) -> io::Result<Self> {
         let len = backend.len()?;
-        let kept = Kept { len, len_of_backend: len, blocks: BTreeMap::new(), steps: Vec::new() };
+        let kept = Kept { len, len_of_backend: len, blocks: BTreeMap::new(), steps: Vec::new(), broken: false };
         Ok(Self { backend, adopted: AtomicBool::new(false), kept: Mutex::new(kept) })
     }
 
-    /// Writes what was kept back, and from here on everything at once.
+    /// Writes what was kept back, and from here on everything at once. One that is adopted already stays so.
+    ///
+    /// # Errors
+    ///
+    /// A part of it may have been written, in order. It can be read still, and never be adopted.
     pub fn adopt(&self) -> io::Result<()> {
-        let mut kept = self.lock();
+        let Some(mut kept) = self.kept() else { return Ok(()) };
+        if kept.broken {
+            return Err(io::Error::other("writing what was kept back has failed before"));
+        }
+        kept.broken = true;
         for step in std::mem::take(&mut kept.steps) {
             match step {
                 Step::Write(offset, data) => self.backend.write(offset, &data)?,
@@ -58,9 +68,15 @@ impl Trial {
                 Step::Sync => self.backend.sync_data()?,
             }
         }
+        kept.broken = false;
         kept.blocks.clear();
         self.adopted.store(true, Ordering::Release);
         Ok(())
+    }
+
+    /// Whether nothing is kept back any more.
+    pub fn is_adopted(&self) -> bool {
+        self.adopted.load(Ordering::Acquire)
     }
 
     /// What is kept back, or `None` once nothing is.

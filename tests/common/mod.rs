@@ -5,6 +5,7 @@
 
 pub mod central;
 pub mod clock;
+pub mod disk;
 pub mod http;
 pub mod postgres;
 pub mod proxy;

@@ -19,7 +19,20 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The binary, with nothing of the surrounding environment that could change what it does.
 pub fn tradepost() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tradepost"));
+    tradepost_by(&[])
+}
+
+/// The same, started by another program, of which these are the words in front of it.
+pub fn tradepost_by(launcher: &[String]) -> Command {
+    let binary = env!("CARGO_BIN_EXE_tradepost");
+    let mut command = match launcher {
+        [] => Command::new(binary),
+        [program, words @ ..] => {
+            let mut command = Command::new(program);
+            command.args(words).arg(binary);
+            command
+        }
+    };
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("TRADEPOST_") {
             command.env_remove(name);
@@ -50,17 +63,33 @@ pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
 pub struct Setup {
     /// `None`: in memory.
     pub directory: Option<PathBuf>,
+    pub listen: String,
     pub metrics: String,
     pub flags: Vec<String>,
+    /// What starts it; nothing: the test itself.
+    pub launcher: Vec<String>,
 }
 
 impl Setup {
     pub fn in_memory() -> Self {
-        Self { directory: None, metrics: "none".to_owned(), flags: Vec::new() }
+        let (listen, metrics) = ("127.0.0.1:0".to_owned(), "none".to_owned());
+        Self { directory: None, listen, metrics, flags: Vec::new(), launcher: Vec::new() }
     }
 
     pub fn in_directory(directory: impl Into<PathBuf>) -> Self {
         Self { directory: Some(directory.into()), ..Self::in_memory() }
+    }
+
+    /// Started by another program, which becomes it.
+    pub fn launched_by(mut self, launcher: Vec<String>) -> Self {
+        self.launcher = launcher;
+        self
+    }
+
+    /// With the API at this address.
+    pub fn listen(mut self, listen: impl Into<String>) -> Self {
+        self.listen = listen.into();
+        self
     }
 
     /// With a metrics listener.
@@ -76,8 +105,8 @@ impl Setup {
 
     /// The command that serves this way.
     pub fn command(&self) -> Command {
-        let mut command = tradepost();
-        command.args(["serve", "--listen", "127.0.0.1:0", "--log-format", "json", "--metrics-listen", &self.metrics]);
+        let mut command = tradepost_by(&self.launcher);
+        command.args(["serve", "--listen", &self.listen, "--log-format", "json", "--metrics-listen", &self.metrics]);
         match &self.directory {
             Some(directory) => command.arg("--data-dir").arg(directory),
             None => command.arg("--in-memory"),

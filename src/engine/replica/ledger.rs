@@ -103,6 +103,10 @@ struct Absorb {
 impl Command for Absorb {
     type Output = Absorbed;
 
+    fn is_bookkeeping(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     fn run(self, session: &mut Session<'_, '_>) -> Result<Absorbed, Stop> {
         let copies_before = session.batch.copies();
         let mut absorbed = Absorbed::default();

@@ -12,6 +12,10 @@ pub struct AckObservations(pub Vec<(AgentId, ObserverId, Counters)>);
 impl Command for AckObservations {
     type Output = ();
 
+    fn is_bookkeeping(&self) -> bool {
+        true
+    }
+
     fn run(self, session: &mut Session<'_, '_>) -> Result<(), Stop> {
         for (id, observer, acked) in self.0 {
             // Another observer's: this file went on under a new id meanwhile.

@@ -156,6 +156,10 @@ struct SavePostgres {
 impl Command for SavePostgres {
     type Output = Saved;
 
+    fn is_bookkeeping(&self) -> bool {
+        true
+    }
+
     fn run(self, session: &mut Session<'_, '_>) -> Result<Saved, Stop> {
         if session.batch.node_id() != self.node_id {
             return Ok(Saved::Outdated);
@@ -175,6 +179,10 @@ struct SaveRedis {
 
 impl Command for SaveRedis {
     type Output = Saved;
+
+    fn is_bookkeeping(&self) -> bool {
+        true
+    }
 
     fn run(self, session: &mut Session<'_, '_>) -> Result<Saved, Stop> {
         if session.batch.node_id() != self.node_id {
