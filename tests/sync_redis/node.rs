@@ -61,7 +61,9 @@ impl Node {
                     reloaded,
                     bell: Arc::new(Notify::new()),
                 };
-                let redis = Redis::new(engine, url, Duration::from_secs(3_600), rung).with_ringer(ringer);
+                let clock = Arc::new(SystemClock::default());
+                let redis = Redis::new(engine, clock, rand::make_rng(), url, Duration::from_secs(3_600), rung)
+                    .with_ringer(ringer);
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
                 runtime.block_on(LocalSet::new().run_until(drive(redis, surroundings)));
             }

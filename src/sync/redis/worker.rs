@@ -23,7 +23,7 @@ use super::link::Link;
 use super::scan::{Scan, Why};
 use super::scripts::Scripts;
 use super::stream::{self, Origin, Position};
-use crate::clock::{Clock, SystemClock};
+use crate::clock::Clock;
 use crate::domain::{AgentId, AgentVersion, MAX_OBSERVERS, NodeId};
 use crate::engine::Engine;
 use crate::engine::PageRequest;
@@ -122,9 +122,15 @@ impl Session {
 impl Redis {
     /// Replicates `engine`'s registry to where `url` says. `rung` is notified when another node has put something into
     /// PostgreSQL that concerns an agent of this one.
-    pub fn new(engine: Engine, url: CurrentUrl, stale_for: Duration, rung: Arc<Notify>) -> Self {
+    pub fn new(
+        engine: Engine,
+        clock: Arc<dyn Clock>,
+        random: StdRng,
+        url: CurrentUrl,
+        stale_for: Duration,
+        rung: Arc<Notify>,
+    ) -> Self {
         engine.registry_link(RegistryLink::Down { stale_for });
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
         Self {
             intake: Intake::new(engine.clone(), Arc::clone(&clock)),
             engine,
@@ -132,9 +138,9 @@ impl Redis {
             stale_for,
             rung,
             ringer: Ringer::default(),
+            scripts: Arc::new(Scripts::new(Arc::clone(&clock))),
             clock,
-            scripts: Arc::default(),
-            random: rand::make_rng(),
+            random,
             forked: false,
             left_out: AtomicUsize::new(0),
             lost: false,
