@@ -5,9 +5,11 @@ mod common;
 mod node;
 
 use std::fs;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::clock::ManualClock;
 use common::redis::RedisServer;
 use common::{agent_id, capability, money, registration};
 use node::{Node, wait};
@@ -19,7 +21,7 @@ use tradepost::domain::version::{HIGHEST_TOLD, highest_believed};
 use tradepost::domain::{Agent, AgentPatch, AgentVersion, JsonObject, NodeId, Registration};
 use tradepost::engine::replica::{Sink, SinkRequest, SinkState};
 use tradepost::sync::redis::document;
-use tradepost::{LeaseState, Location, PageRequest, Precondition};
+use tradepost::{Engine, LeaseState, Location, Options, PageRequest, Precondition};
 
 fn discovers(node: &Node, id: &str) -> bool {
     let query = SearchQuery { capabilities: vec![capability("python")], ..SearchQuery::default() };
@@ -394,6 +396,26 @@ fn no_version_from_elsewhere_keeps_an_agent_from_its_next_owner() {
         assert!(a.profile(id).is_some_and(|seen| seen.local), "{id}");
     }
     assert_eq!(a.status().parked, 0);
+}
+
+#[test]
+fn an_agent_that_was_registered_by_a_clock_far_ahead_is_seen_once_the_clock_is_right() {
+    let server = RedisServer::start();
+    let b = Node::start(&server.url());
+    let far = Duration::from_secs(10 * 365 * 24 * 3_600);
+    let clock = ManualClock::at(SystemClock::default().now().after(far).as_micros());
+    let options = Options { clock: Arc::clone(&clock) as _, ..Options::new(Location::Memory) };
+    let engine = Engine::open(options).expect("the store opens");
+    engine.register(registration("thon", &["python"]), None).wait().expect("registered");
+    let a = Node::start_on(engine, Arc::clone(&clock) as _, &server.url());
+    wait("the document", || exists(&server, "agent:thon"));
+    a.settled();
+    clock.jump_wall_back(far);
+    let engine = a.stop();
+    assert!(!discovers(&b, "thon"), "nobody believes it");
+    // What was told is not news; the next renewal, or the next connection, finds out.
+    let _a = Node::start_on(engine, clock, &server.url());
+    wait("the agent at B", || discovers(&b, "thon"));
 }
 
 #[test]

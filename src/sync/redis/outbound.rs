@@ -18,7 +18,7 @@ use super::outcomes;
 use super::push;
 use super::told::{Theirs, Told};
 use super::worker::{Redis, Session};
-use crate::domain::{Agent, AgentId};
+use crate::domain::{Agent, AgentId, Timestamp};
 use crate::engine::Engine;
 use crate::engine::replica::{AgentChange, LocalLease, ParkedEntry, ParkedKey, RemoteAgent, Saved, Sink};
 use crate::sync::state::{Failure, FailureClass};
@@ -45,10 +45,13 @@ struct Chunk {
     changes: Vec<AgentChange>,
     /// Up to where nothing else changed.
     upto: u64,
+    /// Agents that are dated further ahead than anybody believes, though the clock is right now.
+    misdated: Vec<AgentId>,
 }
 
 impl Chunk {
-    fn read(engine: &Engine, from: u64, newest: u64) -> Result<Self, Failure> {
+    /// The next ones. `right` is what a clock shows that is known to be right.
+    fn read(engine: &Engine, from: u64, newest: u64, right: Option<Timestamp>) -> Result<Self, Failure> {
         let mut changes = engine.changes_after(from, BATCH).map_err(store_failure)?;
         if changes.is_empty() {
             // Agents that this file does not claim are left out, and may be all that was looked at.
@@ -57,7 +60,13 @@ impl Chunk {
         }
         let upto = changes.last().map_or(newest, AgentChange::change_seq);
         changes.retain(push::is_news);
-        Ok(Self { changes, upto })
+        let is_misdated = |change: &AgentChange| match change {
+            AgentChange::Put { agent, .. } => right.is_some_and(|now| !agent.version.is_kept_at(now)),
+            AgentChange::Removed { .. } => false,
+        };
+        let (misdated, changes): (Vec<_>, Vec<_>) = changes.into_iter().partition(is_misdated);
+        let misdated = misdated.iter().map(|change| push::agent_id(change).clone()).collect();
+        Ok(Self { changes, upto, misdated })
     }
 }
 
@@ -67,10 +76,11 @@ impl Redis {
         let newest = self.engine.commits().borrow().change_seq;
         let begun = Instant::now();
         let (engine, scripts, link) = (self.engine.clone(), Arc::clone(&self.scripts), session.link.clone());
+        let right = Some(self.clock.now()).filter(|now| session.is_about_right(*now));
         let mut from = session.state.acked_change_seq;
         let chunks = iter::from_fn(|| {
             let more = from < newest && begun.elapsed() < PUSH_FOR;
-            more.then(|| Chunk::read(&engine, from, newest).inspect(|chunk| from = chunk.upto))
+            more.then(|| Chunk::read(&engine, from, newest, right).inspect(|chunk| from = chunk.upto))
         });
         let told = stream::iter(chunks).map(|chunk| async {
             let chunk = chunk?;
@@ -82,6 +92,10 @@ impl Redis {
         let (mut pushed, mut unsaved) = (0, 0);
         while let Some(told) = told.next().await {
             let (chunk, told) = told?;
+            if !chunk.misdated.is_empty() {
+                // They are told with their new dates, as later changes.
+                self.engine.redate(chunk.misdated).await.map_err(store_failure)?;
+            }
             let acked = session.state.acked_change_seq;
             unsaved += told.len();
             pushed += self.told(session, &chunk.changes, told).await?;

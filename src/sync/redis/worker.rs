@@ -24,7 +24,7 @@ use super::scan::{Scan, Why};
 use super::scripts::Scripts;
 use super::stream::{self, Origin, Position};
 use crate::clock::Clock;
-use crate::domain::{AgentId, AgentVersion, MAX_OBSERVERS, NodeId};
+use crate::domain::{AgentId, AgentVersion, MAX_OBSERVERS, NodeId, Timestamp};
 use crate::engine::Engine;
 use crate::engine::PageRequest;
 use crate::engine::replica::{
@@ -42,6 +42,8 @@ const REST_EVERY: Duration = Duration::from_secs(10);
 const LOST: &str = "Redis was emptied or replaced; this node tells it everything again";
 /// How many bells of observers may wait; one more is found when the lease is renewed.
 const HEARD: usize = 1_024;
+/// How far a clock may be off that counts as about right: little beside the year that versions are believed ahead.
+const ABOUT: Duration = Duration::from_secs(30 * 24 * 3_600);
 /// Among so many changes the oldest is looked for that says when it was made; deletions do not.
 const LOOKED_AT: usize = 16;
 
@@ -76,6 +78,8 @@ pub struct Session {
     pub(super) unsaved: bool,
     pub(super) cursor: Position,
     pub(super) origin: Origin,
+    /// What time it was there when it was asked last.
+    time: (Option<Timestamp>, Instant),
     origin_due: Instant,
     /// When the rest of a round is done even while a backlog drains.
     rest_due: Instant,
@@ -113,6 +117,13 @@ impl Drop for Session {
 }
 
 impl Session {
+    /// Whether a clock that shows `now` is about right, by the clock of Redis.
+    pub(super) fn is_about_right(&self, now: Timestamp) -> bool {
+        let (Some(time), asked) = self.time else { return false };
+        let there = time.after(asked.elapsed());
+        now.since(there).max(there.since(now)) <= ABOUT
+    }
+
     /// Has it asked again, at once, which data and which server this is.
     pub(super) fn origin_is_due(&mut self, now: Instant) {
         self.origin_due = now;
@@ -167,7 +178,7 @@ impl Redis {
             }
         })
         .await?;
-        let origin = stream::origin(&link, &fresh_nonce(&mut self.random)).await?;
+        let (origin, time) = stream::origin(&link, &fresh_nonce(&mut self.random)).await?;
         let extent = stream::extent(&link).await?;
         let node_id = self.engine.node_id();
         let mut state = self.engine.redis_state().map_err(store_failure)?;
@@ -187,6 +198,7 @@ impl Redis {
             unsaved: true,
             cursor: cursor.filter(|cursor| extent.continues(*cursor)).unwrap_or(extent.last),
             origin,
+            time: (time, now),
             origin_due: now + ORIGIN_EVERY,
             rest_due: now + REST_EVERY,
             leases: Leases::default(),
@@ -233,8 +245,9 @@ impl Redis {
         if now < session.origin_due {
             return Ok(());
         }
-        let origin = stream::origin(&session.link, &fresh_nonce(&mut self.random)).await?;
+        let (origin, time) = stream::origin(&session.link, &fresh_nonce(&mut self.random)).await?;
         session.origin_due = now + ORIGIN_EVERY;
+        session.time = (time, now);
         if origin == session.origin {
             return Ok(());
         }
