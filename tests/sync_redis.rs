@@ -419,6 +419,29 @@ fn an_agent_that_was_registered_by_a_clock_far_ahead_is_seen_once_the_clock_is_r
 }
 
 #[test]
+fn what_ended_here_unseen_shows_what_it_says_of_itself_when_it_comes_back() {
+    let server = RedisServer::start();
+    let (a, b) = (Node::start(&server.url()), Node::start(&server.url()));
+    a.register("thon", 3_600);
+    wait("the agent at B", || discovers(&b, "thon"));
+    let engine = a.stop();
+    let moved = Registration { name: "moved".into(), ..registration("thon", &["python"]) };
+    b.engine.replace(moved, Precondition::default()).wait().expect("taken over");
+    b.settled();
+    drop(b.stop());
+    let document: String = server.command(&["GET", "agent:thon"]);
+    server.command::<()>(&["DEL", "agent:thon"]);
+    engine.update(agent_id("thon"), AgentPatch::default(), Precondition::default()).wait().expect("it is local");
+    let a = Node::start_with(engine, &server.url());
+    wait("the old host to learn it", || a.profile("thon").is_some_and(|seen| !seen.local));
+    server.command::<()>(&["SET", "agent:thon", &document, "EX", "3600"]);
+    a.engine.sinks().request(Sink::Redis, SinkRequest::Resync);
+    wait("the agent as it is", || {
+        a.profile("thon").is_some_and(|seen| seen.lease == LeaseState::Live && seen.agent.name == "moved")
+    });
+}
+
+#[test]
 fn whatever_lies_in_the_place_of_the_nonce_stops_nobody() {
     let server = RedisServer::start();
     let a = Node::start(&server.url());

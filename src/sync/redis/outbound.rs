@@ -207,6 +207,9 @@ impl Redis {
             let gone = Agent { version: held.version(), ..Agent::clone(agent) };
             let ended = RemoteAgent { agent: gone, remaining: Duration::from_millis(1) };
             self.engine.absorb_agents(vec![ended]).await.map_err(store_failure)?;
+            // At once: what it says of itself in that version is not known here, so its document is to be read should it
+            // come back.
+            self.engine.drop_remote(vec![(agent_id.clone(), held.version())]).await.map_err(store_failure)?;
         }
         Ok(Taken::default())
     }
