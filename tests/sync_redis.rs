@@ -442,6 +442,33 @@ fn what_ended_here_unseen_shows_what_it_says_of_itself_when_it_comes_back() {
 }
 
 #[test]
+fn what_was_observed_is_told_again_to_a_redis_that_went_back() {
+    let server = RedisServer::start();
+    let (a, b) = (Node::start(&server.url()), Node::start(&server.url()));
+    a.register("thon", 3_600);
+    wait("the agent at B", || discovers(&b, "thon"));
+    b.observe("thon", true);
+    wait("the first outcome at its owner", || a.counts("thon") == Some((1, 1, 0)));
+    b.settled();
+    let key = "tradepost:outcomes:thon";
+    let (observer, before): (String, String) = {
+        let fields: Vec<String> = server.command(&["HGETALL", key]);
+        let pairs = fields.chunks(2).map(|pair| (pair[0].clone(), pair[1].clone()));
+        pairs.into_iter().find(|(field, _)| field != "written").expect("it is stored")
+    };
+    // Its owner hears nothing of what comes next before it is gone.
+    let engine = a.stop();
+    b.observe("thon", true);
+    b.observe("thon", false);
+    b.settled();
+    server.command::<()>(&["HSET", key, &observer, &before]);
+    let other = b.stop();
+    let (a, b) = (Node::start_with(engine, &server.url()), Node::start_with(other, &server.url()));
+    wait("all outcomes at the owner", || a.counts("thon") == Some((3, 2, 1)));
+    wait("all outcomes at B", || b.counts("thon") == Some((3, 2, 1)));
+}
+
+#[test]
 fn whatever_lies_in_the_place_of_the_nonce_stops_nobody() {
     let server = RedisServer::start();
     let a = Node::start(&server.url());

@@ -150,7 +150,7 @@ impl Redis {
                     done += 1;
                 }
                 Told::Refused { code, reason } => refused.push(self.refusal(agent_id, code, reason)),
-                Told::Missing | Told::Renewed(_) | Told::Other => {}
+                Told::Missing | Told::Renewed(_) | Told::Other(_) => {}
             }
         }
         if !delivered.is_empty() {
@@ -336,14 +336,20 @@ impl Redis {
         }
         // This Redis is known once it has been told everything: crashed before, we begin again.
         let is_known = session.state.nonce.as_ref() == Some(&session.origin.nonce);
-        let observations = if is_known { self.engine.observations() } else { self.engine.all_observations() };
+        let is_in_doubt = !is_known || session.offers_all;
+        let observations = if is_in_doubt { self.engine.all_observations() } else { self.engine.observations() };
         let observations = observations.map_err(store_failure)?;
         let told = outcomes::offer(&session.link, &self.scripts, &observations).await?;
-        let mut acked = Vec::new();
+        let (mut acked, mut is_behind) = (Vec::new(), false);
         for (seen, told) in observations.into_iter().zip(told) {
             match told {
                 Told::Done => acked.push((seen.agent_id, seen.observer, seen.total)),
-                Told::Other => self.engine.split_observer(seen.agent_id).await.map_err(store_failure)?,
+                Told::Other(Some(there)) if there.is_behind(seen.acked) => {
+                    // Redis went back to what it held before, and has to be told the rest once more.
+                    acked.push((seen.agent_id, seen.observer, there));
+                    is_behind = true;
+                }
+                Told::Other(_) => self.engine.split_observer(seen.agent_id).await.map_err(store_failure)?,
                 Told::Refused { reason, .. } => {
                     tracing::warn!(agent_id = %seen.agent_id, reason, "outcomes cannot be stored in Redis");
                 }
@@ -353,7 +359,7 @@ impl Redis {
         if !acked.is_empty() {
             self.engine.ack_observations(acked).await.map_err(store_failure)?;
         }
-        session.offered_seq = Some(newest);
+        (session.offered_seq, session.offers_all) = ((!is_behind).then_some(newest), false);
         if !is_known {
             session.state.nonce = Some(session.origin.nonce.clone());
             session.unsaved = true;

@@ -93,6 +93,8 @@ pub struct Session {
     pub(super) listening: HashSet<AgentId>,
     /// The observations that have been offered.
     pub(super) offered_seq: Option<u64>,
+    /// Whether all of them are to be offered, acknowledged ones too: Redis may have gone back to what it held before.
+    pub(super) offers_all: bool,
     pub(super) parked: HashSet<AgentId>,
     pub(super) scan: Option<Scan>,
     pub(super) scan_due: Instant,
@@ -207,6 +209,7 @@ impl Redis {
             heard,
             listening: HashSet::new(),
             offered_seq: None,
+            offers_all: true,
             parked: self.parked()?,
             scan: None,
             scan_due: now,
@@ -234,7 +237,7 @@ impl Redis {
         session.leased_seq = None;
         session.sweep = Some(0);
         session.written.clear();
-        session.offered_seq = None;
+        (session.offered_seq, session.offers_all) = (None, true);
         session.state.run_id = Some(session.origin.run_id.clone());
         session.state.stream_cursor = Some(session.cursor.to_string());
         session.unsaved = true;
