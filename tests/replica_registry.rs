@@ -190,6 +190,8 @@ fn nobody_who_lives_elsewhere_is_dead_here_for_a_version_that_nobody_believes_or
         b.register(id);
         assert_eq!(a.lease(id), LeaseState::Expired);
     }
+    // Its own program may run on; it registers anew when it is told.
+    a.engine.heartbeat(&agent_id("unbelieved")).wait().unwrap();
     assert!(b.version("unheard") < a.version("unheard") && b.version("unbelieved") < a.version("unbelieved"));
     b.tell(&a);
     for id in ["unbelieved", "unheard"] {

@@ -64,19 +64,17 @@ fn whoever_recorded_the_same_transaction_sees_what_becomes_of_it_wherever_its_pa
     first.replicate(&market.url, None);
     first.drained();
     second = Node::start(&market.file("second"), "second", &market.url);
-    second.decide("t1", Decision::Settle);
-    first.sees("t1", "settled", |t| t.status == TransactionStatus::Settled);
+    second.drained();
     first.decide("t1", dispute("sha256:9f86d081"));
     second.sees("t1", "disputed", |t| t.status == TransactionStatus::Disputed);
-    assert_eq!(events_of(&first, ["t1"]), market.events());
-    assert_eq!(events_of(&second, ["t1"]), market.events());
 
     // An old backup learns it too, though what it recorded need not be sent again.
     drop(second.close());
     let restored = Node::start(&before, "second", &market.url);
     restored.sees("t1", "disputed", |t| t.status == TransactionStatus::Disputed);
-    first.decide("t1", resolve(ResolutionOutcome::Cancelled));
-    restored.sees("t1", "cancelled", |t| t.status == TransactionStatus::Cancelled);
+    restored.decide("t1", resolve(ResolutionOutcome::Cancelled));
+    first.sees("t1", "cancelled", |t| t.status == TransactionStatus::Cancelled);
+    assert_eq!(events_of(&first, ["t1"]), market.events());
     assert_eq!(events_of(&restored, ["t1"]), market.events());
 }
 
