@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use common::clock::ManualClock;
 use common::{agent_id, capability, registration};
+use tradepost::clock::Clock;
 use tradepost::domain::ranking::{RankBy, SearchQuery};
-use tradepost::domain::{AgentPatch, AgentVersion, Baseline, Counters, Reputation, Ttl, Weight};
+use tradepost::domain::{Agent, AgentPatch, AgentVersion, Baseline, Counters, Registration, Reputation, Ttl, Weight};
 use tradepost::engine::replica::{AgentChange, ForkReason, RegistryLink, RemoteAgent};
 use tradepost::store::verify;
 use tradepost::{AgentFilter, Engine, LeaseState, Location, Options, PageRequest, Precondition};
@@ -150,6 +151,86 @@ fn the_newest_registration_wins_whatever_the_clocks_say() {
     b.pass(HOUR * 24 * 31);
     b.register("thon");
     assert!(b.version("thon").epoch > u64::try_from(START).unwrap() + 364 * 24 * 3_600 * 1_000_000);
+}
+
+/// So far ahead that nobody believes it.
+const FAR: Duration = Duration::from_secs(2 * 365 * 24 * 3_600);
+
+#[test]
+fn an_agent_that_was_registered_by_a_clock_far_ahead_is_dated_anew_and_believed() {
+    let a = Node::new();
+    a.clock.jump_wall(FAR);
+    a.register("ahead");
+    a.clock.jump_wall_back(FAR);
+    a.register("sound");
+    let before = a.version("sound");
+    assert!(!a.version("ahead").is_believed_at(a.clock.now()));
+    a.engine.redate(["ahead", "sound", "nobody"].map(agent_id).to_vec()).wait().unwrap();
+    assert!(a.version("ahead").is_believed_at(a.clock.now()));
+    assert_eq!(a.version("sound"), before);
+    assert_eq!((a.lease("ahead"), a.is_local("ahead")), (LeaseState::Live, true));
+    let told = a.engine.changes_after(0, 10).unwrap();
+    let is_told =
+        |change: &AgentChange| matches!(change, AgentChange::Put { agent, .. } if agent.version == a.version("ahead"));
+    assert!(told.iter().any(is_told));
+}
+
+#[test]
+fn nobody_who_lives_elsewhere_is_dead_here_for_a_version_that_nobody_believes_or_has_heard_of() {
+    let (a, b) = (Node::new(), Node::new());
+    a.clock.jump_wall(FAR);
+    a.register("unbelieved");
+    a.clock.jump_wall_back(FAR);
+    // Its host had no link while it lived, and a clock that was a little ahead.
+    a.clock.jump_wall(HOUR);
+    a.register("unheard");
+    a.clock.jump_wall_back(HOUR);
+    a.pass(HOUR * 2);
+    for id in ["unbelieved", "unheard"] {
+        b.register(id);
+        assert_eq!(a.lease(id), LeaseState::Expired);
+    }
+    // Its own program may run on; it registers anew when it is told.
+    a.engine.heartbeat(&agent_id("unbelieved")).wait().unwrap();
+    assert!(b.version("unheard") < a.version("unheard") && b.version("unbelieved") < a.version("unbelieved"));
+    b.tell(&a);
+    for id in ["unbelieved", "unheard"] {
+        assert_eq!((a.lease(id), a.is_local(id)), (LeaseState::Live, false), "{id}");
+        assert_eq!(a.version(id), b.version(id));
+    }
+    // Who lives is not replaced by what is older.
+    b.engine.replace(registration("unheard", &["sql"]), Precondition::None).wait().unwrap();
+    let newest = a.version("unheard");
+    assert!(b.version("unheard") > newest);
+    b.tell(&a);
+    let AgentChange::Put { agent, remaining, .. } = b.engine.changes_after(0, 10).unwrap().pop().unwrap() else {
+        panic!("it was registered last")
+    };
+    let older = RemoteAgent { agent: Agent { version: newest, ..*agent }, remaining };
+    assert_eq!(a.engine.absorb_agents(vec![older]).wait().unwrap().ignored, 1);
+}
+
+#[test]
+fn a_file_does_not_go_back_to_its_own_past_because_its_clock_did() {
+    let a = Node::new();
+    a.register("thon");
+    let AgentChange::Put { agent: past, remaining, .. } = a.engine.changes_after(0, 1).unwrap().remove(0) else {
+        panic!("it is registered")
+    };
+    a.clock.jump_wall_back(FAR);
+    a.engine
+        .replace(Registration { name: "since".into(), ..registration("thon", &["sql"]) }, Precondition::None)
+        .wait()
+        .unwrap();
+    a.clock.jump_wall(FAR);
+    assert!(a.version("thon") < past.version, "its clock could not know");
+    // What Redis holds looks as if another file had written it.
+    a.engine.fork(a.engine.node_id(), ForkReason::Registry).wait().unwrap();
+    a.engine.absorb_agents(vec![RemoteAgent { agent: *past, remaining }]).wait().unwrap();
+    assert_eq!(a.engine.agent(&agent_id("thon")).unwrap().agent.name, "since");
+    a.engine.heartbeat(&agent_id("thon")).wait().unwrap();
+    let now = a.engine.agent(&agent_id("thon")).unwrap();
+    assert_eq!((now.agent.name.as_str(), now.local, now.lease), ("since", true, LeaseState::Live));
 }
 
 #[test]

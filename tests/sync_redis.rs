@@ -5,9 +5,11 @@ mod common;
 mod node;
 
 use std::fs;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::clock::ManualClock;
 use common::redis::RedisServer;
 use common::{agent_id, capability, money, registration};
 use node::{Node, wait};
@@ -19,7 +21,7 @@ use tradepost::domain::version::{HIGHEST_TOLD, highest_believed};
 use tradepost::domain::{Agent, AgentPatch, AgentVersion, JsonObject, NodeId, Registration};
 use tradepost::engine::replica::{Sink, SinkRequest, SinkState};
 use tradepost::sync::redis::document;
-use tradepost::{LeaseState, Location, PageRequest, Precondition};
+use tradepost::{Engine, LeaseState, Location, Options, PageRequest, Precondition};
 
 fn discovers(node: &Node, id: &str) -> bool {
     let query = SearchQuery { capabilities: vec![capability("python")], ..SearchQuery::default() };
@@ -394,6 +396,76 @@ fn no_version_from_elsewhere_keeps_an_agent_from_its_next_owner() {
         assert!(a.profile(id).is_some_and(|seen| seen.local), "{id}");
     }
     assert_eq!(a.status().parked, 0);
+}
+
+#[test]
+fn an_agent_that_was_registered_by_a_clock_far_ahead_is_seen_once_the_clock_is_right() {
+    let server = RedisServer::start();
+    let b = Node::start(&server.url());
+    let far = Duration::from_secs(10 * 365 * 24 * 3_600);
+    let clock = ManualClock::at(SystemClock::default().now().after(far).as_micros());
+    let options = Options { clock: Arc::clone(&clock) as _, ..Options::new(Location::Memory) };
+    let engine = Engine::open(options).expect("the store opens");
+    engine.register(registration("thon", &["python"]), None).wait().expect("registered");
+    let a = Node::start_on(engine, Arc::clone(&clock) as _, &server.url());
+    wait("the document", || exists(&server, "agent:thon"));
+    a.settled();
+    clock.jump_wall_back(far);
+    let engine = a.stop();
+    assert!(!discovers(&b, "thon"), "nobody believes it");
+    // What was told is not news; the next renewal, or the next connection, finds out.
+    let _a = Node::start_on(engine, clock, &server.url());
+    wait("the agent at B", || discovers(&b, "thon"));
+}
+
+#[test]
+fn what_ended_here_unseen_shows_what_it_says_of_itself_when_it_comes_back() {
+    let server = RedisServer::start();
+    let (a, b) = (Node::start(&server.url()), Node::start(&server.url()));
+    a.register("thon", 3_600);
+    wait("the agent at B", || discovers(&b, "thon"));
+    let engine = a.stop();
+    let moved = Registration { name: "moved".into(), ..registration("thon", &["python"]) };
+    b.engine.replace(moved, Precondition::default()).wait().expect("taken over");
+    b.settled();
+    drop(b.stop());
+    let document: String = server.command(&["GET", "agent:thon"]);
+    server.command::<()>(&["DEL", "agent:thon"]);
+    engine.update(agent_id("thon"), AgentPatch::default(), Precondition::default()).wait().expect("it is local");
+    let a = Node::start_with(engine, &server.url());
+    wait("the old host to learn it", || a.profile("thon").is_some_and(|seen| !seen.local));
+    server.command::<()>(&["SET", "agent:thon", &document, "EX", "3600"]);
+    a.engine.sinks().request(Sink::Redis, SinkRequest::Resync);
+    wait("the agent as it is", || {
+        a.profile("thon").is_some_and(|seen| seen.lease == LeaseState::Live && seen.agent.name == "moved")
+    });
+}
+
+#[test]
+fn what_was_observed_is_told_again_to_a_redis_that_went_back() {
+    let server = RedisServer::start();
+    let (a, b) = (Node::start(&server.url()), Node::start(&server.url()));
+    a.register("thon", 3_600);
+    wait("the agent at B", || discovers(&b, "thon"));
+    b.observe("thon", true);
+    wait("the first outcome at its owner", || a.counts("thon") == Some((1, 1, 0)));
+    b.settled();
+    let key = "tradepost:outcomes:thon";
+    let (observer, before): (String, String) = {
+        let fields: Vec<String> = server.command(&["HGETALL", key]);
+        let pairs = fields.chunks(2).map(|pair| (pair[0].clone(), pair[1].clone()));
+        pairs.into_iter().find(|(field, _)| field != "written").expect("it is stored")
+    };
+    // Its owner hears nothing of what comes next before it is gone.
+    let engine = a.stop();
+    b.observe("thon", true);
+    b.observe("thon", false);
+    b.settled();
+    server.command::<()>(&["HSET", key, &observer, &before]);
+    let other = b.stop();
+    let (a, b) = (Node::start_with(engine, &server.url()), Node::start_with(other, &server.url()));
+    wait("all outcomes at the owner", || a.counts("thon") == Some((3, 2, 1)));
+    wait("all outcomes at B", || b.counts("thon") == Some((3, 2, 1)));
 }
 
 #[test]

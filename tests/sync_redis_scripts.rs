@@ -9,7 +9,7 @@ use common::redis::RedisServer;
 use redis::Pipeline;
 use secrecy::SecretString;
 use tradepost::domain::version::HIGHEST_TOLD;
-use tradepost::domain::{AgentVersion, Capabilities, NodeId};
+use tradepost::domain::{AgentVersion, Capabilities, Counters, NodeId};
 use tradepost::sync::redis::link::{Answer, Link};
 use tradepost::sync::redis::scripts::Scripts;
 use tradepost::sync::redis::told::Told;
@@ -225,7 +225,8 @@ fn counters_are_compared_before_they_are_set_and_a_lost_answer_does_no_harm() {
         assert_eq!(bench.run(observe("0:0:0.0", "1:0:1.0")).await, Told::Done);
         assert_eq!(bench.run(observe("0:0:0.0", "1:0:1.0")).await, Told::Done, "the answer was lost");
         assert_eq!(bench.run(observe("1:0:1.0", "2:0:2.0")).await, Told::Done);
-        assert_eq!(bench.run(observe("1:0:1.0", "1:1:0.0")).await, Told::Other, "from a copy of the file");
+        let there = Counters { successes: 2, failures: 0, score: 2.0 };
+        assert_eq!(bench.run(observe("1:0:1.0", "1:1:0.0")).await, Told::Other(Some(there)), "from a copy of the file");
         let renewal = bench.run(bench.scripts.renew("a", version(5, 1), LEASE)).await;
         assert_eq!(renewal, Told::Renewed(b"2".to_vec()));
         bench.server.command::<()>(&["DEL", "tradepost:outcomes:a"]);

@@ -330,6 +330,14 @@ pub fn revive(agent: Agent, context: AgentContext) -> Result<Agent, Refusal> {
     Ok(Agent { expires_at, expired: false, version, claimed: true, ..agent })
 }
 
+/// A version that others believe, for an agent whose registration was dated further ahead than anybody believes. `None` for
+/// all others.
+pub fn redate(agent: Agent, context: &AgentContext) -> Option<Agent> {
+    let is_ours = agent.claimed && agent.is_local(context.node_id);
+    let version = context.begin(Some(agent.version));
+    (is_ours && !agent.version.is_kept_at(context.now)).then_some(Agent { version, ..agent })
+}
+
 /// Deletes; the version of the deletion.
 pub fn unregister(agent: &Agent, context: &AgentContext) -> Result<AgentVersion, Refusal> {
     require_local(agent, context.node_id)?;

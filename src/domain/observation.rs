@@ -68,6 +68,12 @@ impl Counters {
         (!behind && !above.is_zero()).then_some(above)
     }
 
+    /// Whether this is what `later` was before.
+    pub fn is_behind(&self, later: Self) -> bool {
+        let counts = |counters: Self| (counters.successes, counters.failures);
+        self.successes <= later.successes && self.failures <= later.failures && counts(*self) != counts(later)
+    }
+
     /// Whether there is nothing in it.
     pub fn is_zero(&self) -> bool {
         *self == Self::default()

@@ -36,6 +36,10 @@ pub fn highest_believed(now: Timestamp) -> u64 {
     micros(now).saturating_add(YEAR_MICROS).min(HIGHEST_TOLD)
 }
 
+fn is_kept(epoch: u64, now: Timestamp) -> bool {
+    epoch <= highest_believed(now).saturating_add(DAY_MICROS)
+}
+
 fn micros(time: Timestamp) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(0)
 }
@@ -45,14 +49,19 @@ impl AgentVersion {
     /// with this, not for ever: the next registration goes beyond it. Of a clock that was further ahead than anybody
     /// believes, by more than this one may have been set back since, nothing is kept.
     pub fn begin(now: Timestamp, last_epoch: u64, node_id: NodeId) -> Self {
-        let is_kept = last_epoch <= highest_believed(now).saturating_add(DAY_MICROS);
-        let above = if is_kept { last_epoch.saturating_add(1) } else { 1 };
+        let above = if is_kept(last_epoch, now) { last_epoch.saturating_add(1) } else { 1 };
         Self { epoch: micros(now).max(above), seq: 1, node_id }
     }
 
     /// Whether a version from elsewhere counts; one that does not is as good as none.
     pub fn is_believed_at(self, now: Timestamp) -> bool {
         self.epoch <= highest_believed(now)
+    }
+
+    /// Whether a version that is held here counts; one that does not is of a clock that was further ahead than anybody
+    /// believes, unless it is this clock that is behind.
+    pub fn is_kept_at(self, now: Timestamp) -> bool {
+        is_kept(self.epoch, now)
     }
 
     /// The version of the next change that the same owner publishes.

@@ -145,10 +145,11 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// An agent is registered here: its transactions are followed from here on.
-    pub(super) fn follow(&mut self, id: &AgentId) -> Result<(), StoreError> {
+    /// An agent's transactions are followed from here on, as those of every agent that is registered here.
+    pub fn follow(&mut self, id: &AgentId) -> Result<(), StoreError> {
         if self.ledger_agents.get(id.as_str())?.is_none() {
             self.ledger_agents.insert(id.as_str(), 0)?;
+            self.changed = true;
         }
         Ok(())
     }

@@ -74,10 +74,11 @@ pub fn spawn(options: SyncOptions) -> io::Result<JoinHandle<()>> {
         let ringer = redis::Ringer::default();
         let options = Arc::new(options);
         if let Some(url) = options.redis.clone() {
-            let (engine, stale_for, rung) = (options.engine.clone(), options.stale_for, Arc::clone(&bell));
-            let ringer = ringer.clone();
+            let (engine, clock) = (options.engine.clone(), Arc::clone(&options.clock));
+            let (stale_for, rung, ringer) = (options.stale_for, Arc::clone(&bell), ringer.clone());
             let make = move || {
-                redis::Redis::new(engine.clone(), Arc::clone(&url), stale_for, Arc::clone(&rung))
+                let (clock, url) = (Arc::clone(&clock), Arc::clone(&url));
+                redis::Redis::new(engine.clone(), clock, rand::make_rng(), url, stale_for, Arc::clone(&rung))
                     .with_ringer(ringer.clone())
             };
             // Redis has no bell of its own: its stream is read all the time.
@@ -90,8 +91,8 @@ pub fn spawn(options: SyncOptions) -> io::Result<JoinHandle<()>> {
             let ring: Option<Ring> =
                 options.redis.is_some().then(|| Rc::new(move |id: &AgentId| ringer.ring(id)) as Ring);
             let make = move || {
-                let sink =
-                    postgres::Postgres::new(engine.clone(), Arc::clone(&clock), Arc::clone(&url), legacy_writers);
+                let (clock, url) = (Arc::clone(&clock), Arc::clone(&url));
+                let sink = postgres::Postgres::new(engine.clone(), clock, rand::make_rng(), url, legacy_writers);
                 match &ring {
                     Some(ring) => sink.with_ring(Rc::clone(ring)),
                     None => sink,

@@ -69,7 +69,7 @@ impl Node {
                 bell,
             };
             let tasks = tokio::task::LocalSet::new();
-            let postgres = Postgres::new(engine, clock, url, false).sweeping(sweeping);
+            let postgres = Postgres::new(engine, clock, rand::make_rng(), url, false).sweeping(sweeping);
             tasks.block_on(&runtime, drive(postgres, surroundings));
         });
         self.sync = Some((stop, thread));

@@ -52,6 +52,33 @@ fn two_parties_follow_each_other_through_the_life_of_a_transaction() {
 }
 
 #[test]
+fn whoever_recorded_the_same_transaction_sees_what_becomes_of_it_wherever_its_parties_live() {
+    let market = Market::open();
+    let [mut first, mut second] = ["first", "second"].map(|name| Node::open(&market.file(name), name));
+    // A client that got no answer asked another sidecar.
+    for node in [&first, &second] {
+        node.record("t1", "genesis", "thon", "1");
+    }
+    let before = market.file("second-before");
+    std::fs::copy(second.close(), &before).expect("it is closed");
+    first.replicate(&market.url, None);
+    first.drained();
+    second = Node::start(&market.file("second"), "second", &market.url);
+    second.drained();
+    first.decide("t1", dispute("sha256:9f86d081"));
+    second.sees("t1", "disputed", |t| t.status == TransactionStatus::Disputed);
+
+    // An old backup learns it too, though what it recorded need not be sent again.
+    drop(second.close());
+    let restored = Node::start(&before, "second", &market.url);
+    restored.sees("t1", "disputed", |t| t.status == TransactionStatus::Disputed);
+    restored.decide("t1", resolve(ResolutionOutcome::Cancelled));
+    first.sees("t1", "cancelled", |t| t.status == TransactionStatus::Cancelled);
+    assert_eq!(events_of(&first, ["t1"]), market.events());
+    assert_eq!(events_of(&restored, ["t1"]), market.events());
+}
+
+#[test]
 fn parties_that_decided_apart_agree_once_they_are_together_again() {
     let mut market = Market::open();
     let (a, b) = market.parties();

@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use secrecy::SecretString;
 use tokio::sync::{Notify, watch};
 use tokio::task::LocalSet;
-use tradepost::clock::SystemClock;
+use tradepost::clock::{Clock, SystemClock};
 use tradepost::domain::{AgentId, Weight};
 use tradepost::engine::replica::{Sink, SinkState, SinkStatus};
 use tradepost::metrics::Metrics;
@@ -44,6 +44,11 @@ impl Node {
     }
 
     pub fn start_with(engine: Engine, url: &str) -> Self {
+        Self::start_on(engine, Arc::new(SystemClock::default()), url)
+    }
+
+    /// On an engine whose clock is this one.
+    pub fn start_on(engine: Engine, clock: Arc<dyn Clock>, url: &str) -> Self {
         let (stop, stopped) = watch::channel(false);
         let (reload, reloaded) = watch::channel(0);
         let (ringer, rung) = (Ringer::default(), Arc::new(Notify::new()));
@@ -54,14 +59,15 @@ impl Node {
                 let surroundings = Surroundings {
                     engine: engine.clone(),
                     metrics: Metrics::default(),
-                    clock: Arc::new(SystemClock::default()),
+                    clock: Arc::clone(&clock),
                     random: rand::make_rng(),
                     commits: engine.commits(),
                     stopped,
                     reloaded,
                     bell: Arc::new(Notify::new()),
                 };
-                let redis = Redis::new(engine, url, Duration::from_secs(3_600), rung).with_ringer(ringer);
+                let redis = Redis::new(engine, clock, rand::make_rng(), url, Duration::from_secs(3_600), rung)
+                    .with_ringer(ringer);
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
                 runtime.block_on(LocalSet::new().run_until(drive(redis, surroundings)));
             }

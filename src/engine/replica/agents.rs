@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::registry::{AbsorbedAgents, RemoteAgent};
-use crate::domain::{Agent, AgentId, AgentVersion, MAX_OBSERVERS};
+use crate::domain::{Agent, AgentId, AgentVersion, MAX_OBSERVERS, agent};
 use crate::engine::command::{Command, Effect, Session, Stop};
 use crate::engine::error::Error;
 use crate::engine::lease::Lease;
@@ -19,6 +19,28 @@ impl Command for Touch {
 
     fn run(self, session: &mut Session<'_, '_>) -> Result<(), Stop> {
         Ok(session.batch.touch(&self.0)?)
+    }
+}
+
+/// Dates local agents anew whose registration was dated further ahead than anybody believes.
+pub struct Redate(pub Vec<AgentId>);
+
+impl Command for Redate {
+    type Output = ();
+
+    fn run(self, session: &mut Session<'_, '_>) -> Result<(), Stop> {
+        for id in self.0 {
+            let Some(agent) = session.batch.agent(&id)? else { continue };
+            let before = agent.version;
+            if let Some(redated) = agent::redate(agent, &session.agent_context(&id)?) {
+                tracing::warn!(
+                    agent_id = %id, %before, now = %redated.version,
+                    "an agent was registered while this node's clock was far ahead, so that nobody believed it; it is now"
+                );
+                session.put_keeping_lease(&redated, Publish::Yes)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -89,7 +111,11 @@ fn absorb(remote: RemoteAgent, session: &mut Session<'_, '_>) -> Result<Taken, S
         Some(held) => Some(held.version),
         None => session.batch.departed(&told.agent_id)?.map(|departed| departed.version),
     };
-    let is_newer = newest_known.is_none_or(|known| told.version > known);
+    // What lives elsewhere is not to be dead here for a version that nobody ever heard of, or that nobody believes.
+    let now = session.moment.now;
+    let counts =
+        newest_known.is_some_and(|known| known.is_kept_at(now)) && held.as_ref().is_none_or(|held| !held.expired);
+    let is_newer = newest_known.is_none_or(|known| told.version > known || told.version != known && !counts);
     let Some(held) = held else {
         if is_newer {
             put_remote(told, remaining, session)?;
@@ -112,6 +138,10 @@ fn absorb(remote: RemoteAgent, session: &mut Session<'_, '_>) -> Result<Taken, S
         return Ok(if given_up { Taken::Yes } else { Taken::No });
     }
     if local && !held.claimed && !held.expired && session.batch.identity().is_own(told.node_id()) {
+        if told.revision < held.revision {
+            // Its own past for sure, which has the higher version only because the clock was set back since.
+            return Ok(Taken::No);
+        }
         // This file's own past, or its twin's word: the agent that speaks up here first will say which.
         let seen = session.owned(seen_from_here(told, session)?)?;
         let unclaimed = Agent { claimed: false, expired: false, expires_at: held.expires_at, ..seen };
@@ -149,10 +179,11 @@ impl Command for DropRemote {
     fn run(self, session: &mut Session<'_, '_>) -> Result<(), Stop> {
         for (id, version) in self.0 {
             let Some(agent) = session.batch.agent(&id)? else { continue };
-            if agent.is_local(session.batch.node_id()) || agent.version > version {
+            let is_newer = agent.version > version && agent.version.is_kept_at(session.moment.now);
+            if agent.is_local(session.batch.node_id()) || is_newer {
                 continue;
             }
-            if agent.version < version {
+            if agent.version != version {
                 session.remove(&agent, version)?;
             } else if !agent.expired {
                 let expires_at = session.moment.now;

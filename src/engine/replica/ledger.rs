@@ -70,11 +70,17 @@ impl Engine {
         self.submit(Absorb { entries, cursors })
     }
 
-    /// The agents whose transactions this node follows: those registered here, and those that ever were while
-    /// transactions of them are held.
+    /// The agents whose transactions this node follows: those registered here; and while transactions of them are held,
+    /// those that ever were, and those that it was told to [`follow`](Self::follow).
     pub fn ledger_agents(&self) -> Result<Vec<LedgerAgent>, Error> {
         let agents = self.core().store.snapshot()?.ledger_agents()?;
         Ok(agents.into_iter().map(|(agent_id, covered)| LedgerAgent { agent_id, covered }).collect())
+    }
+
+    /// The transactions of these agents are followed from here on, wherever the agents live, for as long as any of theirs
+    /// are held.
+    pub fn follow(&self, ids: Vec<AgentId>) -> Pending<()> {
+        self.submit(Follow(ids))
     }
 
     /// The history of these agents has been read in full from PostgreSQL. Forgotten when
@@ -193,6 +199,16 @@ impl Command for Cover {
 
     fn run(self, session: &mut Session<'_, '_>) -> Result<(), Stop> {
         Ok(session.batch.cover(&self.0)?)
+    }
+}
+
+struct Follow(Vec<AgentId>);
+
+impl Command for Follow {
+    type Output = ();
+
+    fn run(self, session: &mut Session<'_, '_>) -> Result<(), Stop> {
+        self.0.iter().try_for_each(|id| Ok(session.batch.follow(id)?))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::agents::{AbsorbAgents, DropRemote, Rewatch, Touch};
+use super::agents::{AbsorbAgents, DropRemote, Redate, Rewatch, Touch};
 use super::outcomes::{AckObservations, FoldObservations, SplitObserver};
 use crate::domain::{Agent, AgentId, AgentVersion, Counters, Observation, ObserverId, Ttl};
 use crate::engine::directory::Entry;
@@ -146,6 +146,12 @@ impl Engine {
     pub fn touch(&self, id: AgentId) {
         // Whoever finds it missing again will ask again.
         drop(self.submit(Touch(id)));
+    }
+
+    /// Dates those of these agents anew that live here and were registered while the clock was so far ahead that nobody
+    /// believes it. To be called when the clock is known to be right.
+    pub fn redate(&self, ids: Vec<AgentId>) -> Pending<()> {
+        self.submit(Redate(ids))
     }
 
     /// Takes in agents of other nodes: the newer version wins. A local agent that loses is remote from here on.

@@ -144,7 +144,7 @@ pub fn adopt(
         Some((entry, facts)) => Adoption {
             row,
             hash: facts.hash(),
-            recorded_by: entry.recorded_by,
+            recorded_by: recorder(held).unwrap_or(entry.recorded_by),
             next: now,
             ids: held.iter().map(|entry| entry.event.event_id).collect(),
             adopted: Vec::new(),
@@ -186,6 +186,13 @@ pub fn adopt(
         check_size(&event.body)?;
     }
     Ok(adoption.adopted)
+}
+
+/// Which node is told of all events of a transaction for having recorded it: of several that did, the first whose event
+/// came here. `None` while only older clients have.
+pub fn recorder(held: &[LedgerEntry]) -> Option<NodeId> {
+    let recorded = held.iter().filter(|entry| matches!(entry.event.body, EventBody::Recorded(_)));
+    recorded.map(|entry| entry.recorded_by).find(|node_id| *node_id != NodeId::NIL)
 }
 
 /// What somebody decided who set a row to `status` that stood at `before`, and in which round.

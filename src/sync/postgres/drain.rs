@@ -14,7 +14,7 @@ use super::parked::ParkedRun;
 use super::push::{MAX_BYTES, MAX_EVENTS, Push, Pushed, Window, waiting_for_locks};
 use super::session::Session;
 use super::worker::Postgres;
-use crate::domain::{CopyNumber, LogPosition, NodeId, ParkedEntry, ParkedKey, PostgresState, Sink};
+use crate::domain::{AgentId, CopyNumber, LogPosition, NodeId, ParkedEntry, ParkedKey, PostgresState, Sink};
 
 /// How often an entry may stand in the way before it is set aside.
 const STRIKES: u32 = 3;
@@ -147,7 +147,7 @@ impl Postgres {
             other => other?,
         };
         refused.extend(pushed.refused);
-        self.set_aside_and_commit(session, &refused).await?;
+        self.prepare_and_commit(session, &refused, pushed.shared).await?;
         link.fence = Some(to);
         self.follow.wrote(pushed.xid);
         self.save(node_id, after).await?;
@@ -181,8 +181,15 @@ impl Postgres {
         push.run(session, &mut self.drain.window, &mut self.drain.checks).await
     }
 
-    /// What was refused is set aside first: were it the other way round, a crash in between would lose it.
-    async fn set_aside_and_commit(&mut self, session: &mut Session, refused: &[Refused]) -> Result<(), Trouble> {
+    /// What was refused is set aside first, and those to follow are followed: were it the other way round, a crash in
+    /// between would lose it.
+    async fn prepare_and_commit(
+        &mut self,
+        session: &mut Session,
+        refused: &[Refused],
+        shared: Vec<AgentId>,
+    ) -> Result<(), Trouble> {
+        self.follow_payers(session, shared).await?;
         if !refused.is_empty() {
             let now = self.clock.now();
             let entries: Vec<_> = refused
@@ -207,6 +214,17 @@ impl Postgres {
             }
         }
         session.commit().await
+    }
+
+    /// Follows the payers of transactions that another node recorded before this one.
+    pub(super) async fn follow_payers(&mut self, session: &Session, shared: Vec<AgentId>) -> Result<(), Trouble> {
+        if !shared.is_empty()
+            && let Err(error) = self.engine.follow(shared).await
+        {
+            session.rollback().await?;
+            return Err(error.into());
+        }
+        Ok(())
     }
 
     /// Somebody is in the way of these offers: try less at once, and find out which of them are concerned.

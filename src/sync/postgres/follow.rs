@@ -127,7 +127,7 @@ impl Postgres {
             };
         if !is_ours {
             session.commit().await?;
-            link.fence = Some(self.settle(node_id, state, &seen).await?);
+            link.fence = Some(self.settle(link, node_id, state, &seen).await?);
             return Ok(Followed { pulled: 0, more: true });
         }
 

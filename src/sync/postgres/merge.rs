@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::adopt::{CentralRow, adopt};
+use super::adopt::{CentralRow, adopt, recorder};
 use super::checks::Checks;
 use super::ensure;
 use super::errors::Trouble;
@@ -16,7 +16,7 @@ use super::session::Session;
 use crate::domain::event::FactsHash;
 use crate::domain::fold::{Fold, fold};
 use crate::domain::sink::TRANSACTION_ID_CONFLICT;
-use crate::domain::{EventBody, Facts, LedgerEntry, Money, ParkedKey, Timestamp, TransactionId};
+use crate::domain::{AgentId, EventBody, Facts, LedgerEntry, Money, ParkedKey, Timestamp, TransactionId};
 
 /// The code of an amount that a column would have to round.
 pub const INEXACT_AMOUNT: &str = "inexact_amount";
@@ -70,6 +70,9 @@ pub struct Merged {
     pub conflicts: Vec<Conflict>,
     /// How many events were made for what older clients did.
     pub adopted: usize,
+    /// Who pays in transactions of ours that another node recorded before us. It is told of all that becomes of them, so
+    /// that we have to follow somebody to be told as well.
+    pub shared: Vec<AgentId>,
     /// Rows that were visited and stay as they are, for no event can say what they say; by id, and why.
     pub unadoptable: Vec<(String, String)>,
 }
@@ -393,9 +396,17 @@ fn join_one(
         let central = held.iter().chain(&new).cloned().collect();
         conflict(&row.transaction_id, facts, &strange, central, merged);
     }
-    new.extend(
-        fit.into_iter().map(|offer| &offer.entry).filter(|entry| !known.contains(&entry.event.event_id)).cloned(),
-    );
+    let recorder = recorder(&held);
+    for Offer { key, entry } in fit {
+        let recorded_by = recorder.unwrap_or(entry.recorded_by);
+        let is_our_record = matches!((key, &entry.event.body), (ParkedKey::Seq(_), EventBody::Recorded(_)));
+        if is_our_record && recorded_by != entry.recorded_by {
+            merged.shared.push(entry.payer_agent.clone());
+        }
+        if !known.contains(&entry.event.event_id) {
+            new.push(LedgerEntry { recorded_by, ..entry.clone() });
+        }
+    }
     let fold = fold(&facts, held.iter().chain(&new).map(|entry| &entry.event)).expect("it is recorded");
     let should = shown(&fold);
     let is = should.status == row.status && should.created_at == row.created_at && should.evidence == row.evidence();

@@ -150,6 +150,7 @@ impl Postgres {
                 }
                 other => other?,
             };
+            self.follow_payers(session, outcome.shared).await?;
             session.commit().await?;
             let refused: HashMap<&ParkedKey, &Refused> =
                 outcome.refused.iter().map(|refused| (&refused.key, refused)).collect();

@@ -11,7 +11,7 @@
 use super::errors::Trouble;
 use super::fence::{Standing, judge};
 use super::link::Link;
-use super::pull::{Glance, break_in_history, glance};
+use super::pull::{Glance, break_in_history, glance, shared_payers};
 use super::session::{Access, Limits};
 use super::worker::Postgres;
 use crate::domain::{LogPosition, NodeId, PostgresState};
@@ -27,13 +27,14 @@ impl Postgres {
         let seen = glance(session, node_id, state.canary, may_identify).await?;
         session.commit().await?;
         link.meet(seen.server);
-        link.fence = Some(self.settle(node_id, state, &seen).await?);
+        link.fence = Some(self.settle(link, node_id, state, &seen).await?);
         Ok(())
     }
 
     /// Sets the cursors by what was seen of `node_id`; where the fence stands. Nothing is written where all is as it was.
     pub(super) async fn settle(
         &mut self,
+        link: &mut Link,
         node_id: NodeId,
         state: PostgresState,
         seen: &Glance,
@@ -55,6 +56,7 @@ impl Postgres {
             // While all is offered again, how far that has come is not to be read off the fence.
             Standing::Ahead(fence) if new.restarted => fence,
             Standing::Ahead(fence) => {
+                self.learn_shared(link, new.acked_seq, fence.seq).await?;
                 (new.acked_seq, new.fence_hash) = (fence.seq, fence.hash);
                 fence
             }
@@ -84,6 +86,17 @@ impl Postgres {
             self.save(node_id, new).await?;
         }
         Ok(fence)
+    }
+
+    /// Whoever pushed these of our events, this file before it was put back or another copy of it, has learned then which
+    /// transactions of ours another node recorded before us. This file learns it now.
+    async fn learn_shared(&mut self, link: &mut Link, after: u64, upto: u64) -> Result<(), Trouble> {
+        let identity = self.engine.identity();
+        let session = link.session().await?;
+        session.begin(Access::Snapshot, Limits::default()).await?;
+        let payers = shared_payers(session, &identity, after, upto).await?;
+        session.commit().await?;
+        self.follow_payers(session, payers).await
     }
 
     /// Compares everything anew, as somebody asks.

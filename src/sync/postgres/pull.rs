@@ -21,9 +21,10 @@ use tokio_postgres::{Row, RowStream};
 use uuid::Uuid;
 
 use super::errors::{Kind, Trouble};
+use super::fence::as_bigint;
 use super::payload::{self, CentralEvent, Unreadable, uuid};
 use super::session::{Session, column, within};
-use crate::domain::{AgentId, Canary, EventId, LogPosition, NodeId, PostgresState};
+use crate::domain::{AgentId, Canary, EventId, Identity, LogPosition, NodeId, PostgresState};
 
 /// The most events of one page.
 const PAGE_EVENTS: usize = 1_000;
@@ -234,6 +235,31 @@ pub async fn newest_own(session: &Session, interest: &Interest<'_>) -> Result<Op
     let Some(row) = rows.first() else { return Ok(None) };
     let event_id = EventId::from_bytes(column::<Uuid>(row, 0)?.into_bytes());
     Ok(column::<&str>(row, 1)?.parse().ok().map(|xid| Canary { event_id, xid }))
+}
+
+/// Who pays in the transactions that this node recorded, `after` some place in its log and up to another, and another node
+/// recorded before it, within a transaction.
+///
+/// # Errors
+///
+/// See [`Trouble`].
+pub async fn shared_payers(
+    session: &Session,
+    identity: &Identity,
+    after: u64,
+    upto: u64,
+) -> Result<Vec<AgentId>, Trouble> {
+    let nodes = identity.earlier.iter().chain([&identity.node_id]);
+    let nodes: Vec<Uuid> = nodes.map(|id| uuid(id.as_bytes())).collect();
+    let rows = session
+        .query(
+            "SELECT DISTINCT payer_agent FROM marketplace_transaction_events
+              WHERE node_id = ANY($1) AND node_seq > $2 AND node_seq <= $3 AND kind = 'recorded'
+                AND recorded_by <> node_id",
+            &[(&nodes, Type::UUID_ARRAY), (&as_bigint(after), Type::INT8), (&as_bigint(upto), Type::INT8)],
+        )
+        .await?;
+    rows.iter().map(|row| Ok(AgentId::from_stored(column(row, 0)?))).collect()
 }
 
 /// A read, page by page, within the transaction whose snapshot it sees.

@@ -13,7 +13,7 @@ use super::fence;
 use super::merge::{Conflict, Merged, NOT_TAKEN, Offer, Recall, Refused, Undo, merge, refused_by};
 use super::rows;
 use super::session::{Access, Limits, Session};
-use crate::domain::{LogPosition, NodeId, ParkedKey, Timestamp};
+use crate::domain::{AgentId, LogPosition, NodeId, ParkedKey, Timestamp};
 
 /// The most events of one batch.
 pub const MAX_EVENTS: usize = 5_000;
@@ -51,6 +51,8 @@ pub struct Pushed {
     pub refused: Vec<Refused>,
     /// Ids that other facts have there.
     pub conflicts: Vec<Conflict>,
+    /// Whom this node has to follow: see [`Merged::shared`].
+    pub shared: Vec<AgentId>,
     /// How many events were made for what older clients did.
     pub adopted: usize,
     /// Whether it had to be taken apart.
@@ -233,6 +235,7 @@ impl Pushed {
     fn add(&mut self, merged: Merged) {
         self.refused.extend(merged.refused);
         self.conflicts.extend(merged.conflicts);
+        self.shared.extend(merged.shared);
         self.adopted += merged.adopted;
     }
 }

@@ -46,14 +46,8 @@ pub struct Rhythm {
 }
 
 impl Rhythm {
-    pub fn new() -> Self {
-        Self {
-            random: rand::make_rng(),
-            last_traffic: Instant::now(),
-            last_read: None,
-            pause: Duration::ZERO,
-            is_called: false,
-        }
+    pub fn new(random: StdRng) -> Self {
+        Self { random, last_traffic: Instant::now(), last_read: None, pause: Duration::ZERO, is_called: false }
     }
 
     /// There were events of ours, or somebody asked: others may answer soon.
@@ -104,7 +98,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn reads_often_for_a_minute_after_traffic_then_ever_less_often() {
-        let mut rhythm = Rhythm::new();
+        let mut rhythm = Rhythm::new(rand::make_rng());
         assert!(rhythm.is_due(false), "the first read waits for nothing");
         rhythm.read(false, Company::Unknown);
         assert!(!rhythm.is_due(false), "not twice at once");
@@ -132,7 +126,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_stays_is_looked_after_every_few_seconds() {
-        let mut rhythm = Rhythm::new();
+        let mut rhythm = Rhythm::new(rand::make_rng());
         tokio::time::advance(BUSY_FOR).await;
         for _ in 0..50 {
             rhythm.read(false, Company::Few);
@@ -144,7 +138,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_bell_that_rings_just_after_a_read_is_answered_soon_and_once() {
-        let mut rhythm = Rhythm::new();
+        let mut rhythm = Rhythm::new(rand::make_rng());
         tokio::time::advance(BUSY_FOR).await;
         rhythm.read(false, Company::Unknown);
         assert!(rhythm.pause() > Duration::from_secs(3), "an idle node does not look again for long");

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rand::rngs::StdRng;
 use secrecy::ExposeSecret;
 
 use super::config::Target;
@@ -46,7 +47,7 @@ pub struct Postgres {
 impl Postgres {
     /// Replicates the ledger of `engine` to what `url` says at the time. With `legacy_writers`, what programs do there
     /// that know nothing of events is looked for every minute.
-    pub fn new(engine: Engine, clock: Arc<dyn Clock>, url: CurrentUrl, legacy_writers: bool) -> Self {
+    pub fn new(engine: Engine, clock: Arc<dyn Clock>, random: StdRng, url: CurrentUrl, legacy_writers: bool) -> Self {
         Self {
             engine,
             clock,
@@ -57,7 +58,7 @@ impl Postgres {
                 retry_after: SWEEP_EVERY,
                 time: SWEEP_TIME,
             }),
-            rhythm: Rhythm::new(),
+            rhythm: Rhythm::new(random),
             ring: None,
             notes: Vec::new(),
         }

@@ -18,7 +18,7 @@ use super::outcomes;
 use super::push;
 use super::told::{Theirs, Told};
 use super::worker::{Redis, Session};
-use crate::domain::{Agent, AgentId};
+use crate::domain::{Agent, AgentId, Timestamp};
 use crate::engine::Engine;
 use crate::engine::replica::{AgentChange, LocalLease, ParkedEntry, ParkedKey, RemoteAgent, Saved, Sink};
 use crate::sync::state::{Failure, FailureClass};
@@ -45,10 +45,13 @@ struct Chunk {
     changes: Vec<AgentChange>,
     /// Up to where nothing else changed.
     upto: u64,
+    /// Agents that are dated further ahead than anybody believes, though the clock is right now.
+    misdated: Vec<AgentId>,
 }
 
 impl Chunk {
-    fn read(engine: &Engine, from: u64, newest: u64) -> Result<Self, Failure> {
+    /// The next ones. `right` is what a clock shows that is known to be right.
+    fn read(engine: &Engine, from: u64, newest: u64, right: Option<Timestamp>) -> Result<Self, Failure> {
         let mut changes = engine.changes_after(from, BATCH).map_err(store_failure)?;
         if changes.is_empty() {
             // Agents that this file does not claim are left out, and may be all that was looked at.
@@ -57,7 +60,13 @@ impl Chunk {
         }
         let upto = changes.last().map_or(newest, AgentChange::change_seq);
         changes.retain(push::is_news);
-        Ok(Self { changes, upto })
+        let is_misdated = |change: &AgentChange| match change {
+            AgentChange::Put { agent, .. } => right.is_some_and(|now| !agent.version.is_kept_at(now)),
+            AgentChange::Removed { .. } => false,
+        };
+        let (misdated, changes): (Vec<_>, Vec<_>) = changes.into_iter().partition(is_misdated);
+        let misdated = misdated.iter().map(|change| push::agent_id(change).clone()).collect();
+        Ok(Self { changes, upto, misdated })
     }
 }
 
@@ -67,10 +76,11 @@ impl Redis {
         let newest = self.engine.commits().borrow().change_seq;
         let begun = Instant::now();
         let (engine, scripts, link) = (self.engine.clone(), Arc::clone(&self.scripts), session.link.clone());
+        let right = Some(self.clock.now()).filter(|now| session.is_about_right(*now));
         let mut from = session.state.acked_change_seq;
         let chunks = iter::from_fn(|| {
             let more = from < newest && begun.elapsed() < PUSH_FOR;
-            more.then(|| Chunk::read(&engine, from, newest).inspect(|chunk| from = chunk.upto))
+            more.then(|| Chunk::read(&engine, from, newest, right).inspect(|chunk| from = chunk.upto))
         });
         let told = stream::iter(chunks).map(|chunk| async {
             let chunk = chunk?;
@@ -82,6 +92,10 @@ impl Redis {
         let (mut pushed, mut unsaved) = (0, 0);
         while let Some(told) = told.next().await {
             let (chunk, told) = told?;
+            if !chunk.misdated.is_empty() {
+                // They are told with their new dates, as later changes.
+                self.engine.redate(chunk.misdated).await.map_err(store_failure)?;
+            }
             let acked = session.state.acked_change_seq;
             unsaved += told.len();
             pushed += self.told(session, &chunk.changes, told).await?;
@@ -136,7 +150,7 @@ impl Redis {
                     done += 1;
                 }
                 Told::Refused { code, reason } => refused.push(self.refusal(agent_id, code, reason)),
-                Told::Missing | Told::Renewed(_) | Told::Other => {}
+                Told::Missing | Told::Renewed(_) | Told::Other(_) => {}
             }
         }
         if !delivered.is_empty() {
@@ -193,6 +207,9 @@ impl Redis {
             let gone = Agent { version: held.version(), ..Agent::clone(agent) };
             let ended = RemoteAgent { agent: gone, remaining: Duration::from_millis(1) };
             self.engine.absorb_agents(vec![ended]).await.map_err(store_failure)?;
+            // At once: what it says of itself in that version is not known here, so its document is to be read should it
+            // come back.
+            self.engine.drop_remote(vec![(agent_id.clone(), held.version())]).await.map_err(store_failure)?;
         }
         Ok(Taken::default())
     }
@@ -319,14 +336,20 @@ impl Redis {
         }
         // This Redis is known once it has been told everything: crashed before, we begin again.
         let is_known = session.state.nonce.as_ref() == Some(&session.origin.nonce);
-        let observations = if is_known { self.engine.observations() } else { self.engine.all_observations() };
+        let is_in_doubt = !is_known || session.offers_all;
+        let observations = if is_in_doubt { self.engine.all_observations() } else { self.engine.observations() };
         let observations = observations.map_err(store_failure)?;
         let told = outcomes::offer(&session.link, &self.scripts, &observations).await?;
-        let mut acked = Vec::new();
+        let (mut acked, mut is_behind) = (Vec::new(), false);
         for (seen, told) in observations.into_iter().zip(told) {
             match told {
                 Told::Done => acked.push((seen.agent_id, seen.observer, seen.total)),
-                Told::Other => self.engine.split_observer(seen.agent_id).await.map_err(store_failure)?,
+                Told::Other(Some(there)) if there.is_behind(seen.acked) => {
+                    // Redis went back to what it held before, and has to be told the rest once more.
+                    acked.push((seen.agent_id, seen.observer, there));
+                    is_behind = true;
+                }
+                Told::Other(_) => self.engine.split_observer(seen.agent_id).await.map_err(store_failure)?,
                 Told::Refused { reason, .. } => {
                     tracing::warn!(agent_id = %seen.agent_id, reason, "outcomes cannot be stored in Redis");
                 }
@@ -336,7 +359,7 @@ impl Redis {
         if !acked.is_empty() {
             self.engine.ack_observations(acked).await.map_err(store_failure)?;
         }
-        session.offered_seq = Some(newest);
+        (session.offered_seq, session.offers_all) = ((!is_behind).then_some(newest), false);
         if !is_known {
             session.state.nonce = Some(session.origin.nonce.clone());
             session.unsaved = true;

@@ -77,7 +77,8 @@ fn write(counters: Counters) -> String {
     format!("{}:{}:{:?}", counters.successes, counters.failures, counters.score)
 }
 
-fn parse(bytes: &[u8]) -> Option<Counters> {
+/// What [`write`] writes.
+pub fn parse(bytes: &[u8]) -> Option<Counters> {
     let mut parts = str::from_utf8(bytes).ok()?.split(':');
     let (successes, failures, score) = (parts.next()?, parts.next()?, parts.next()?);
     let score: f64 = score.parse().ok().filter(|score: &f64| score.is_finite())?;

@@ -4,6 +4,7 @@
 //! texts of one width made of digits, points and lower-case hex, an order that no locale changes. What a key holds that
 //! no script of ours wrote counts as no version at all.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{Cmd, Pipeline, Script};
@@ -150,7 +151,7 @@ impl Source {
 
 /// The scripts of one program.
 pub struct Scripts {
-    clock: Box<dyn Clock>,
+    clock: Arc<dyn Clock>,
     push: Source,
     remove: Source,
     renew: Source,
@@ -160,8 +161,15 @@ pub struct Scripts {
 
 impl Default for Scripts {
     fn default() -> Self {
+        Self::new(Arc::new(SystemClock::default()))
+    }
+}
+
+impl Scripts {
+    /// The scripts of a node, by whose clock it is judged which versions are believed.
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
         Self {
-            clock: Box::new(SystemClock::default()),
+            clock,
             push: Source::new(&[VERSION, UNLIST, PUSH]),
             remove: Source::new(&[VERSION, UNLIST, REMOVE]),
             renew: Source::new(&[VERSION, RENEW]),
@@ -169,9 +177,7 @@ impl Default for Scripts {
             unlist_gone: Source::new(&[UNLIST_GONE]),
         }
     }
-}
 
-impl Scripts {
     /// Loads all of them.
     pub fn load(&self) -> Pipeline {
         let mut pipeline = Pipeline::new();

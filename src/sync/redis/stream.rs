@@ -126,7 +126,9 @@ pub struct Origin {
 ///
 /// Whatever else lies in its place, in bytes or of another type, is a nonce as well: it stops nobody, and is another one
 /// once the data is lost.
-pub async fn origin(link: &Link, fresh: &str) -> Result<Origin, Failure> {
+///
+/// And what time it is there, if the server tells.
+pub async fn origin(link: &Link, fresh: &str) -> Result<(Origin, Option<Timestamp>), Failure> {
     let mut pipeline = Pipeline::new();
     pipeline.cmd("SETNX").arg(keys::EPOCH).arg(fresh);
     pipeline.cmd("TYPE").arg(keys::EPOCH);
@@ -143,8 +145,10 @@ pub async fn origin(link: &Link, fresh: &str) -> Result<Origin, Failure> {
         kind => format!("({kind})"),
     };
     let info: String = link.read(next())?;
-    let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or_default().trim().to_owned();
-    Ok(Origin { nonce, run_id })
+    let told = |what: &str| info.lines().find_map(|line| line.strip_prefix(what)).map(str::trim);
+    let run_id = told("run_id:").unwrap_or_default().to_owned();
+    let time = told("server_time_usec:").and_then(|micros| micros.parse().ok()).map(Timestamp::from_micros);
+    Ok((Origin { nonce, run_id }, time))
 }
 
 fn nonce(length: usize, begins: Vec<u8>) -> String {

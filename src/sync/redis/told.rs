@@ -6,6 +6,8 @@ use redis::Value;
 
 use super::keys::HeldVersion;
 use super::link::Answer;
+use super::outcomes;
+use crate::domain::Counters;
 
 /// What is there instead of ours.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,8 +33,8 @@ pub enum Told {
     Missing,
     /// It is there, and outcomes were written this often, if ever.
     Renewed(Vec<u8>),
-    /// Another value of the same observer is there.
-    Other,
+    /// Another value of the same observer is there: these counters, if that can be read.
+    Other(Option<Counters>),
     /// It is refused for its own content.
     Refused {
         /// The first word of the error.
@@ -64,7 +66,10 @@ fn known(value: Value) -> Option<Told> {
     match word.as_slice() {
         b"pushed" | b"stored" => Some(Told::Done),
         b"missing" => Some(Told::Missing),
-        b"other" => Some(Told::Other),
+        b"other" => match words.next() {
+            Some(Value::BulkString(there)) => Some(Told::Other(outcomes::parse(&there))),
+            _ => None,
+        },
         b"renewed" => match words.next() {
             Some(Value::BulkString(written)) => Some(Told::Renewed(written)),
             _ => None,

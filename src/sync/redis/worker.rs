@@ -23,8 +23,8 @@ use super::link::Link;
 use super::scan::{Scan, Why};
 use super::scripts::Scripts;
 use super::stream::{self, Origin, Position};
-use crate::clock::{Clock, SystemClock};
-use crate::domain::{AgentId, AgentVersion, MAX_OBSERVERS, NodeId};
+use crate::clock::Clock;
+use crate::domain::{AgentId, AgentVersion, MAX_OBSERVERS, NodeId, Timestamp};
 use crate::engine::Engine;
 use crate::engine::PageRequest;
 use crate::engine::replica::{
@@ -42,6 +42,8 @@ const REST_EVERY: Duration = Duration::from_secs(10);
 const LOST: &str = "Redis was emptied or replaced; this node tells it everything again";
 /// How many bells of observers may wait; one more is found when the lease is renewed.
 const HEARD: usize = 1_024;
+/// How far a clock may be off that counts as about right: little beside the year that versions are believed ahead.
+const ABOUT: Duration = Duration::from_secs(30 * 24 * 3_600);
 /// Among so many changes the oldest is looked for that says when it was made; deletions do not.
 const LOOKED_AT: usize = 16;
 
@@ -76,6 +78,8 @@ pub struct Session {
     pub(super) unsaved: bool,
     pub(super) cursor: Position,
     pub(super) origin: Origin,
+    /// What time it was there when it was asked last.
+    time: (Option<Timestamp>, Instant),
     origin_due: Instant,
     /// When the rest of a round is done even while a backlog drains.
     rest_due: Instant,
@@ -89,6 +93,8 @@ pub struct Session {
     pub(super) listening: HashSet<AgentId>,
     /// The observations that have been offered.
     pub(super) offered_seq: Option<u64>,
+    /// Whether all of them are to be offered, acknowledged ones too: Redis may have gone back to what it held before.
+    pub(super) offers_all: bool,
     pub(super) parked: HashSet<AgentId>,
     pub(super) scan: Option<Scan>,
     pub(super) scan_due: Instant,
@@ -113,6 +119,13 @@ impl Drop for Session {
 }
 
 impl Session {
+    /// Whether a clock that shows `now` is about right, by the clock of Redis.
+    pub(super) fn is_about_right(&self, now: Timestamp) -> bool {
+        let (Some(time), asked) = self.time else { return false };
+        let there = time.after(asked.elapsed());
+        now.since(there).max(there.since(now)) <= ABOUT
+    }
+
     /// Has it asked again, at once, which data and which server this is.
     pub(super) fn origin_is_due(&mut self, now: Instant) {
         self.origin_due = now;
@@ -122,9 +135,15 @@ impl Session {
 impl Redis {
     /// Replicates `engine`'s registry to where `url` says. `rung` is notified when another node has put something into
     /// PostgreSQL that concerns an agent of this one.
-    pub fn new(engine: Engine, url: CurrentUrl, stale_for: Duration, rung: Arc<Notify>) -> Self {
+    pub fn new(
+        engine: Engine,
+        clock: Arc<dyn Clock>,
+        random: StdRng,
+        url: CurrentUrl,
+        stale_for: Duration,
+        rung: Arc<Notify>,
+    ) -> Self {
         engine.registry_link(RegistryLink::Down { stale_for });
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
         Self {
             intake: Intake::new(engine.clone(), Arc::clone(&clock)),
             engine,
@@ -132,9 +151,9 @@ impl Redis {
             stale_for,
             rung,
             ringer: Ringer::default(),
+            scripts: Arc::new(Scripts::new(Arc::clone(&clock))),
             clock,
-            scripts: Arc::default(),
-            random: rand::make_rng(),
+            random,
             forked: false,
             left_out: AtomicUsize::new(0),
             lost: false,
@@ -161,7 +180,7 @@ impl Redis {
             }
         })
         .await?;
-        let origin = stream::origin(&link, &fresh_nonce(&mut self.random)).await?;
+        let (origin, time) = stream::origin(&link, &fresh_nonce(&mut self.random)).await?;
         let extent = stream::extent(&link).await?;
         let node_id = self.engine.node_id();
         let mut state = self.engine.redis_state().map_err(store_failure)?;
@@ -181,6 +200,7 @@ impl Redis {
             unsaved: true,
             cursor: cursor.filter(|cursor| extent.continues(*cursor)).unwrap_or(extent.last),
             origin,
+            time: (time, now),
             origin_due: now + ORIGIN_EVERY,
             rest_due: now + REST_EVERY,
             leases: Leases::default(),
@@ -189,6 +209,7 @@ impl Redis {
             heard,
             listening: HashSet::new(),
             offered_seq: None,
+            offers_all: true,
             parked: self.parked()?,
             scan: None,
             scan_due: now,
@@ -216,7 +237,7 @@ impl Redis {
         session.leased_seq = None;
         session.sweep = Some(0);
         session.written.clear();
-        session.offered_seq = None;
+        (session.offered_seq, session.offers_all) = (None, true);
         session.state.run_id = Some(session.origin.run_id.clone());
         session.state.stream_cursor = Some(session.cursor.to_string());
         session.unsaved = true;
@@ -227,8 +248,9 @@ impl Redis {
         if now < session.origin_due {
             return Ok(());
         }
-        let origin = stream::origin(&session.link, &fresh_nonce(&mut self.random)).await?;
+        let (origin, time) = stream::origin(&session.link, &fresh_nonce(&mut self.random)).await?;
         session.origin_due = now + ORIGIN_EVERY;
+        session.time = (time, now);
         if origin == session.origin {
             return Ok(());
         }
