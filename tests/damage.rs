@@ -5,6 +5,7 @@
 
 mod common;
 
+use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -155,4 +156,25 @@ fn an_altered_file_is_refused_or_answers_as_before() {
     }
     eprintln!("{refused} were refused, {answered} answered as before");
     assert!(refused > 0 && answered > 0, "only one of both: {refused} refused, {answered} answered");
+}
+
+#[test]
+fn a_file_that_was_altered_behind_its_seal_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("sealed.redb");
+    let seal = directory.path().join(".sealed.redb.closed");
+    std::fs::write(&path, build().0).unwrap();
+    let open = || Engine::open(Options::new(Location::File(path.clone())));
+    for _ in 0..2 {
+        let engine = open().unwrap();
+        assert!(!seal.exists(), "it is broken while the store is served");
+        engine.close();
+        assert!(seal.exists(), "it is put there when the store is closed");
+    }
+    // All but the first page, so that the file still looks like a store, and with the time of writing put back.
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let before = file.metadata().unwrap();
+    file.write_all_at(&vec![0x55; usize::try_from(before.len()).unwrap() - 4_096], 4_096).unwrap();
+    file.set_times(std::fs::FileTimes::new().set_modified(before.modified().unwrap())).unwrap();
+    assert!(matches!(open(), Err(OpenError::Damaged { .. })));
 }

@@ -36,6 +36,7 @@ mod registry;
 mod reserve;
 mod run;
 mod runs;
+mod seal;
 mod sinks;
 mod snapshot;
 mod tables;
@@ -44,6 +45,7 @@ mod verify;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -102,6 +104,8 @@ struct Opened {
     revoker: Revoker,
     /// What keeps back the writes of an opening; `None` where they went to the disk at once.
     trial: Option<Arc<Trial>>,
+    /// Whether a write has failed.
+    failed: AtomicBool,
 }
 
 impl Opened {
@@ -150,7 +154,9 @@ impl Store {
             store.close();
             Ok(())
         })?;
-        let opened = Self::open_backend(file::open_existing(path)?.backend, Some(path.to_owned()), mint)?;
+        let locked = file::open_existing(path)?;
+        let purpose = if seal::break_open(path) { Purpose::Continue } else { Purpose::Serve };
+        let opened = Self::open_for(purpose, locked.backend, Some(path.to_owned()), mint)?;
         file::make_private(path)?;
         // A disk that is full already has no room to keep back. It is taken when there is some, before writes are.
         opened.0.keep_reserve().ok();
@@ -168,6 +174,15 @@ impl Store {
         path: Option<PathBuf>,
         mint: Mint<'_>,
     ) -> Result<(Self, Head), OpenError> {
+        Self::open_for(Purpose::Serve, backend, path, mint)
+    }
+
+    fn open_for(
+        purpose: Purpose,
+        backend: Arc<dyn StorageBackend>,
+        path: Option<PathBuf>,
+        mint: Mint<'_>,
+    ) -> Result<(Self, Head), OpenError> {
         let shown = path.clone().unwrap_or_else(|| PathBuf::from("memory"));
         let fail = |error: StoreError| open_error(&shown, error);
         let is_new = backend.len().map_err(|error| fail(error.into()))? == 0;
@@ -177,7 +192,7 @@ impl Store {
             let head = guarded(|| read_head(&opened.database)).map_err(|error| head_error(&shown, error))?;
             (opened, head)
         } else {
-            open_ours(&backend, &shown, Purpose::Serve, read_head)?
+            open_ours(&backend, &shown, purpose, read_head)?
         };
         let opened = ArcSwapOption::new(Some(Arc::new(opened)));
         let identity = ArcSwap::new(Arc::clone(&head.identity));
@@ -245,6 +260,7 @@ impl Store {
             self.identity.store(Arc::clone(&head.identity));
             Ok(result)
         })
+        .inspect_err(|_| opened.failed.store(true, Ordering::Relaxed))
     }
 
     /// Whether the disk takes writes, as far as that can be told without the store: readers are not disturbed. A disk
@@ -324,14 +340,22 @@ impl Store {
     /// Closes the file and lets go of its lock. Snapshots that are still held fail from here on, and keep the lock
     /// until they are dropped.
     pub fn close(&self) {
-        if let Some(opened) = self.opened.swap(None) {
-            // The last owner drops the database, which writes what makes the next opening quick; a reader that is under
-            // way would do so too late.
-            if let Err(shared) = Arc::try_unwrap(opened) {
+        let in_order = match self.opened.swap(None).map(Arc::try_unwrap) {
+            // The last owner drops the database, which writes what makes the next opening quick.
+            Some(Ok(opened)) => opened.takes_writes() && !opened.failed.load(Ordering::Relaxed),
+            // A reader that is under way would do so too late.
+            Some(Err(shared)) => {
                 shared.revoker.revoke();
+                false
             }
+            None => false,
+        };
+        let backend = self.backend.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let (true, Some(path)) = (in_order, &self.path) {
+            // Without a seal the next opening checks every page, and that is all.
+            seal::put(path).ok();
         }
-        self.backend.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(backend);
     }
 
     fn backend(&self) -> Result<Arc<dyn StorageBackend>, StoreError> {
@@ -372,6 +396,8 @@ pub fn compact(path: &Path) -> Result<CompactReport, OpenError> {
 enum Purpose {
     /// To answer from it, and to write: the checksum of every page is checked first.
     Serve,
+    /// The same, where nobody has touched it since it was closed in order: nothing needs to be checked.
+    Continue,
     /// To put its pages in order.
     Rewrite,
     /// To look at it, whatever is wrong with it; nothing in it is changed.
@@ -411,7 +437,7 @@ fn open_database(backend: Arc<dyn StorageBackend>, check: bool) -> Result<Opened
             .create_with_backend(revocable)?;
         Ok::<_, StoreError>(database)
     })?;
-    Ok(Opened { database, revoker, trial: None })
+    Ok(Opened { database, revoker, trial: None, failed: AtomicBool::new(false) })
 }
 
 /// redb may panic on a file that was altered behind its back; to a caller that is damage like any other.
