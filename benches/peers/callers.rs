@@ -186,6 +186,31 @@ impl Caller for EtcdUser {
     }
 }
 
+/// A connection to etcd's gateway for HTTP and JSON, which passes requests on to its own port.
+pub struct GatewayUser {
+    client: Client,
+    numbers: Numbers,
+}
+
+impl GatewayUser {
+    pub async fn connect_many(address: SocketAddr, count: usize) -> Vec<Self> {
+        let mut users = Vec::new();
+        for number in 0..count as u64 {
+            users.push(Self { client: Client::connect(address).await, numbers: Numbers::seeded(number + 1) });
+        }
+        users
+    }
+}
+
+impl Caller for GatewayUser {
+    async fn call(&mut self) -> bool {
+        // Both are base64 as they stand: digits in fours, and `vvv` a hundred times.
+        let (key, value) = (new_key(&mut self.numbers), "dnZ2".repeat(VALUE.len() / 3));
+        let body = format!(r#"{{"key":"{key}","value":"{value}"}}"#);
+        !self.client.post("/v3/kv/put", &body, 200).await.is_empty()
+    }
+}
+
 /// A connection to PostgreSQL that inserts transactions, each a transaction of its own.
 pub struct PostgresUser {
     client: tokio_postgres::Client,

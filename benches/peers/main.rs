@@ -2,6 +2,7 @@
 //!
 //! - `record`: a durable write over HTTP, against Redis, etcd, PostgreSQL and SQLite.
 //! - `engine`: batches in process, against SQLite.
+//! - `floor`: one submitter in process, against redb's own commit.
 //! - `directory`: looking up and searching in process, against Redis and SQLite.
 //! - `requests`: look-ups and heartbeats over HTTP, against a server that answers a constant, etcd and Redis.
 //! - `growth`: what the file, the memory and a start come to with many transactions.
@@ -21,6 +22,7 @@ mod callers;
 mod constant;
 mod directory;
 mod engine;
+mod floor;
 mod growth;
 mod grpc;
 mod picture;
@@ -38,9 +40,10 @@ use results::Results;
 type Part = fn(bool, &mut Results);
 
 /// The parts, and whether they need the servers.
-const PARTS: [(&str, Part, bool); 5] = [
+const PARTS: [(&str, Part, bool); 6] = [
     ("record", record::run, true),
     ("engine", engine::run, false),
+    ("floor", floor::run, false),
     ("directory", directory::run, true),
     ("requests", requests::run, true),
     ("growth", growth::run, false),

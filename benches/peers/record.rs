@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tradepost::sync::postgres::schema::PARTS;
 
-use crate::callers::{Call, Command, Doing, EtcdUser, PostgresUser, RedisUser, User};
+use crate::callers::{Call, Command, Doing, EtcdUser, GatewayUser, PostgresUser, RedisUser, User};
 use crate::common::{Bound, Numbers, compare, load, note};
 use crate::results::Results;
 use crate::servers;
@@ -22,9 +22,10 @@ const AGENTS: usize = 1_000;
 /// Of the parts that make the central tables: `marketplace_transactions` and its indexes.
 const TRANSACTIONS: usize = 5;
 
-const PEERS: [(&str, Option<Bound>); 4] = [
+const PEERS: [(&str, Option<Bound>); 5] = [
     ("Redis SET, appendfsync always", Some(Bound::AtLeast(0.6))),
-    ("etcd put", Some(Bound::AtLeast(3.0))),
+    ("etcd put over HTTP", Some(Bound::AtLeast(3.0))),
+    ("etcd put over gRPC", None),
     ("PostgreSQL INSERT", Some(Bound::AtLeast(2.0))),
     ("SQLite in process", None),
 ];
@@ -43,6 +44,7 @@ pub fn run(quick: bool, results: &mut Results) {
     }
     let sqlite = Mutex::new(Ledger::create(&home.path().join("ledger.sqlite")));
     let mut setters = runtime.block_on(RedisUser::connect_many(redis.port(), MOST, Command::Set));
+    let mut gateway = runtime.block_on(GatewayUser::connect_many(etcd.address, MOST));
     let mut putters = runtime.block_on(EtcdUser::connect_many(etcd.address, MOST, Call::Put));
     let mut inserters = runtime.block_on(PostgresUser::connect_many(&url, MOST, AGENTS));
 
@@ -55,6 +57,7 @@ pub fn run(quick: bool, results: &mut Results) {
             let rates = [
                 load::run(&runtime, &mut users, connections, round).per_second,
                 load::run(&runtime, &mut setters, connections, round).per_second,
+                load::run(&runtime, &mut gateway, connections, round).per_second,
                 load::run(&runtime, &mut putters, connections, round).per_second,
                 load::run(&runtime, &mut inserters, connections, round).per_second,
                 in_process(&sqlite, connections, round),
