@@ -8,6 +8,7 @@ mod common;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use common::trials::Trials;
 use common::{agent_id, facts, registration, transaction_id};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -126,6 +127,7 @@ fn an_altered_file_is_refused_or_answers_as_before() {
     let expected = without_leases(expected);
     let mut random = StdRng::seed_from_u64(seed);
     let (mut refused, mut answered) = (0, 0);
+    let trials = Trials::of("damage", seed);
     for number in 0..damages {
         let mut bytes = sound.clone();
         let what = damage(&mut bytes, &mut random);
@@ -133,6 +135,7 @@ fn an_altered_file_is_refused_or_answers_as_before() {
         if bytes == sound || bytes.is_empty() {
             continue;
         }
+        trials.ran(1);
         let backend = backend_with(&bytes);
         let opened = catch_unwind(AssertUnwindSafe(|| {
             let engine = Engine::open(Options::new(Location::Backend(backend.clone())))?;

@@ -14,6 +14,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use common::trials::Trials;
 use common::{agent_id, registration, transaction_id};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
@@ -294,7 +295,9 @@ fn whatever_was_acknowledged_outlasts_the_power() {
     let cuts = setting("TRADEPOST_POWER_LOSSES", CUTS);
     let mut random = StdRng::seed_from_u64(seed);
     let mut left = Left::created();
+    let trials = Trials::of("power_loss", seed);
     for number in 0..cuts {
+        trials.ran(1);
         let trial = format!("seed {seed}, cut {number}");
         if random.random_bool(0.1) || left.file.len() > MAX_FILE {
             left = Left::created();
