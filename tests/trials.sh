@@ -35,7 +35,7 @@ esac
 
 # class, test, the one function of it (or nothing: all), how many in a large run, what sets the seed
 classes="\
-power_loss  power_loss  whatever_was_acknowledged                  TRADEPOST_POWER_LOSSES=20000  TRADEPOST_POWER_LOSSES_SEED
+power_loss  power_loss  -                                          TRADEPOST_POWER_LOSSES=20000  TRADEPOST_POWER_LOSSES_SEED
 faults      faults      whichever_operation_fails                  TRADEPOST_FAULTS_STEP=1       -
 damage      damage      an_altered_file                            TRADEPOST_DAMAGES=20000       TRADEPOST_DAMAGES_SEED
 disk        disk        -                                          -                             -
