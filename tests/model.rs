@@ -2,13 +2,15 @@
 //!
 //! `TRADEPOST_MODELS` says how many sequences there are, `TRADEPOST_MODELS_SEED` which.
 
-mod common;
 #[path = "model/mod.rs"]
 mod model;
+#[allow(dead_code, reason = "a part of it is for other tests")]
+#[path = "common/trials.rs"]
+mod trials;
 
-use common::trials::Trials;
 use proptest::prelude::*;
 use proptest::test_runner::{FileFailurePersistence, RngSeed, TestRunner};
+use trials::Trials;
 
 const SEQUENCES: u32 = 64;
 
