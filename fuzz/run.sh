@@ -3,6 +3,7 @@
 #
 # Needs cargo and a C++ compiler (libFuzzer is built from source), and neither nightly nor cargo-fuzz: these are the
 # flags that cargo-fuzz passes, less the address sanitizer, which safe code has little use for.
+# TRADEPOST_FUZZ_SEED repeats a run, as far as the time that it is given allows.
 # What is found goes to fuzz/artifacts, what is interesting to fuzz/corpus.
 set -eu
 
@@ -30,5 +31,6 @@ for target in "$@"; do
     [ -f "$target.dict" ] && dictionary="-dict=$target.dict"
     echo "== $target, $seconds s" >&2
     "target/$host/release/$target" "corpus/$target" "-artifact_prefix=artifacts/$target/" \
-        "-max_total_time=$seconds" -max_len=4096 -timeout=10 -print_final_stats=1 $dictionary
+        "-max_total_time=$seconds" -max_len=4096 -timeout=10 -print_final_stats=1 \
+        ${TRADEPOST_FUZZ_SEED:+"-seed=$TRADEPOST_FUZZ_SEED"} $dictionary
 done

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use common::http::{Client, Request};
 use common::sidecar::{Home, Setup, Sidecar, tradepost, wait_for};
+use common::trials::Trials;
 use redb::{Database, ReadableDatabase, TableDefinition};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -210,7 +211,9 @@ fn what_was_acknowledged_survives_kill_9_and_a_retry_does_nothing_twice() {
     let mut books = Books::default();
     let mut sidecar = Some(sidecar);
     let (mut acknowledged, mut unanswered) = (0, 0);
+    let trials = Trials::of("crash", None);
     for round in 0..rounds() {
+        trials.ran(1);
         let running = sidecar.take().expect("one is running");
         let stop = AtomicBool::new(false);
         let diaries: Vec<Diary> = thread::scope(|scope| {

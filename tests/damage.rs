@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use common::trials::Trials;
 use common::{agent_id, facts, registration, transaction_id};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -127,6 +128,7 @@ fn an_altered_file_is_refused_or_answers_as_before() {
     let expected = without_leases(expected);
     let mut random = StdRng::seed_from_u64(seed);
     let (mut refused, mut answered) = (0, 0);
+    let trials = Trials::of("damage", seed);
     for number in 0..damages {
         let mut bytes = sound.clone();
         let what = damage(&mut bytes, &mut random);
@@ -134,6 +136,7 @@ fn an_altered_file_is_refused_or_answers_as_before() {
         if bytes == sound || bytes.is_empty() {
             continue;
         }
+        trials.ran(1);
         let backend = backend_with(&bytes);
         let opened = catch_unwind(AssertUnwindSafe(|| {
             let engine = Engine::open(Options::new(Location::Backend(backend.clone())))?;

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::trials::Trials;
 use common::{facts, transaction_id};
 use redb::StorageBackend;
 use redb::backends::FileBackend;
@@ -202,7 +203,12 @@ fn whichever_operation_fails_no_acknowledged_write_is_lost() {
     let step = std::env::var("TRADEPOST_FAULTS_STEP").map_or(7, |step| step.parse().expect("it is a number"));
     let directory = tempfile::tempdir().unwrap();
     for for_good in [false, true] {
-        let tried = (0..).step_by(step).take_while(|number| fail_at(directory.path(), *number, for_good)).count();
+        let trials = Trials::of("faults", None);
+        let try_at = |number: &i64| {
+            trials.ran(1);
+            fail_at(directory.path(), *number, for_good)
+        };
+        let tried = (0..).step_by(step).take_while(try_at).count();
         assert!(tried * step > 50, "the workload is too small: {tried} operations");
     }
 }

@@ -18,6 +18,7 @@ use serde_json::json;
 use checker::{Model, Operation, is_linearizable};
 use common::http::{Address, Answer, Client, Request};
 use common::sidecar::{Home, Sidecar, wait_for};
+use common::trials::Trials;
 
 const ROUNDS: usize = 150;
 const CLIENTS: usize = 4;
@@ -237,6 +238,7 @@ fn what_clients_see_of_a_sidecar_that_is_killed_all_the_time_is_what_one_could_h
     let rounds = given("TRADEPOST_HISTORIES").map_or(ROUNDS, |count| usize::try_from(count).expect("it fits"));
     let seed = given("TRADEPOST_HISTORIES_SEED").unwrap_or_else(rand::random);
     println!("TRADEPOST_HISTORIES={rounds} TRADEPOST_HISTORIES_SEED={seed}");
+    let trials = Trials::of("history", seed);
     let home = Home::new();
     let sidecar = home.setup().start();
     let socket = sidecar.socket.clone().expect("it has a socket");
@@ -267,10 +269,12 @@ fn what_clients_see_of_a_sidecar_that_is_killed_all_the_time_is_what_one_could_h
         for deal in history.deals {
             let deal = deal.into_inner().expect("nobody panicked with it");
             operations += deal.len();
+            trials.ran(deal.len() as u64);
             assert!(is_linearizable(&deal), "round {round}, seed {seed}: {deal:#?}");
         }
         let offer = history.offer.into_inner().expect("nobody panicked with it");
         operations += offer.len();
+        trials.ran(offer.len() as u64);
         assert!(is_linearizable(&offer), "round {round}, seed {seed}: {offer:#?}");
     }
     println!("{operations} operations, {unanswered} of them unanswered, {kills} kills");

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use common::http::{Answer, Client, Request};
 use common::routes::ROUTES;
-use common::sidecar::{Home, Sidecar};
+use common::sidecar::{Home, Setup, Sidecar};
 use serde_json::{Value, json};
 
 /// The document and what the tour has seen of it.
@@ -269,6 +269,25 @@ fn tour_discovery_and_operations(described: &mut Described, client: &mut Client)
         let request = Request::new(method, format!("/v1/sync/nosink/{what}"));
         visit(described, client, &format!("/v1/sync/{{sink}}/{what}"), request, 404);
     }
+}
+
+#[test]
+fn a_body_is_described_as_required_exactly_where_it_is() {
+    let sidecar = Setup::in_memory().start();
+    let mut client = sidecar.client();
+    let document = client.get("/openapi.json").expect(200).json();
+    for route in ROUTES {
+        for method in route.methods {
+            let body = &document["paths"][route.pattern][method.to_ascii_lowercase()]["requestBody"];
+            if body.is_null() {
+                continue;
+            }
+            let answer = client.call(&Request::new(method, route.path));
+            let is_required = answer.status == 415;
+            assert_eq!(body["required"], json!(is_required), "{method} {}: {}", route.pattern, answer.text());
+        }
+    }
+    sidecar.stop();
 }
 
 /// What every operation may answer is described for every one of them.

@@ -19,6 +19,7 @@ use serde_json::json;
 use common::central::{Central, wait_until_central};
 use common::http::{Client, Request};
 use common::sidecar::{Home, Sidecar, wait_for};
+use common::trials::Trials;
 
 const SECONDS: u64 = 30;
 const CLIENTS: u64 = 8;
@@ -130,6 +131,7 @@ fn what_a_sidecar_holds_stays_what_it_was_while_central_systems_come_and_go() {
     let time = Duration::from_secs(given("TRADEPOST_SOAK_SECONDS").unwrap_or(SECONDS));
     let seed = given("TRADEPOST_SOAK_SEED").unwrap_or_else(rand::random);
     println!("TRADEPOST_SOAK_SECONDS={} TRADEPOST_SOAK_SEED={seed}", time.as_secs());
+    let trials = Trials::of("soak", seed);
     let mut central = Central::start();
     let home = Home::new();
     let sidecar = central.setup(&home).start();
@@ -172,6 +174,7 @@ fn what_a_sidecar_holds_stays_what_it_was_while_central_systems_come_and_go() {
         is_done.store(true, Ordering::Relaxed);
         flapping.join().expect("central systems come back")
     });
+    trials.ran(flaps as u64);
     for then in &held_then {
         println!("{then:?}");
     }

@@ -8,6 +8,7 @@
 //! owns the store calls [`Store::reopen`].
 
 mod absorb;
+mod again;
 mod ahead;
 mod backend;
 mod backlog;
@@ -68,6 +69,7 @@ pub use snapshot::{ChangedAgent, ChangedState, Load, Snapshot};
 pub use tables::{TxKey, minute_of};
 pub use verify::{VerifyReport, verify};
 
+use self::again::WrittenAgain;
 use self::backend::{Revocable, Revoker};
 use self::ledger::Known;
 use self::log::LogHead;
@@ -185,6 +187,8 @@ impl Store {
     ) -> Result<(Self, Head), OpenError> {
         let shown = path.clone().unwrap_or_else(|| PathBuf::from("memory"));
         let fail = |error: StoreError| open_error(&shown, error);
+        // One for all reopenings: it knows what a failed sync was to write.
+        let backend: Arc<dyn StorageBackend> = Arc::new(WrittenAgain::new(backend));
         let is_new = backend.len().map_err(|error| fail(error.into()))? == 0;
         let (opened, head) = if is_new {
             let opened = open_database(Arc::clone(&backend), false).map_err(fail)?;

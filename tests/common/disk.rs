@@ -11,15 +11,20 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::sidecar::{Setup, Sidecar, tradepost_by};
+use super::trials::Trials;
 
 /// One disk; gone when it is dropped.
 pub struct Disk {
     keeper: Child,
     directory: TempDir,
+    /// Each disk is made for one fault.
+    _trials: Trials,
 }
 
 impl Disk {
     pub fn of_mib(mib: u32) -> Self {
+        let trials = Trials::of("disk", None);
+        trials.ran(1);
         let directory = tempfile::tempdir().expect("there is room for a temporary directory");
         let mut keeper = Command::new("unshare")
             .args(["--user", "--map-root-user", "--mount", "sh", "-c"])
@@ -38,7 +43,7 @@ impl Disk {
             "this test mounts a small disk in namespaces of its own, which is not allowed here: run it as root, or allow \
              user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone)"
         );
-        Self { keeper, directory }
+        Self { keeper, directory, _trials: trials }
     }
 
     /// What runs a program where this disk is mounted, in the program's own process.

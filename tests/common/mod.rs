@@ -12,6 +12,7 @@ pub mod proxy;
 pub mod redis;
 pub mod routes;
 pub mod sidecar;
+pub mod trials;
 
 use tradepost::domain::{
     AgentId, AvailabilityStatus, Capabilities, Capability, Capacity, Currency, Facts, JsonObject, Money, Registration,

@@ -11,6 +11,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 
+use super::common::trials::Trials;
 use super::fault::Fault;
 use super::market::Market;
 
@@ -40,6 +41,7 @@ fn whatever_fails_central_ends_up_with_exactly_what_was_acknowledged() {
     let count = given("TRADEPOST_FAULTS").map_or(FAULTS, |count| usize::try_from(count).expect("it fits"));
     println!("TRADEPOST_FAULTS={count} TRADEPOST_FAULTS_SEED={seed}");
 
+    let told = Trials::of("sync_faults", seed);
     let begun = Instant::now();
     let deck = deck(count, &mut StdRng::seed_from_u64(seed));
     let trials: Vec<Trial> = thread::scope(|scope| {
@@ -72,6 +74,8 @@ fn whatever_fails_central_ends_up_with_exactly_what_was_acknowledged() {
         .iter()
         .filter_map(|trial| trial.outcome.as_ref().err().map(|why| format!("{:?}: {why}", trial.fault)))
         .collect();
+    told.ran(trials.len() as u64);
+    told.failed(failures.len() as u64);
     assert!(failures.is_empty(), "seed {seed}:\n{}", failures.join("\n"));
     assert_eq!(trials.len(), count, "every fault had its trial");
 }

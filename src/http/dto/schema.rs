@@ -47,7 +47,8 @@ fn decimal(description: &str) -> OneOfBuilder {
 }
 
 fn number() -> ObjectBuilder {
-    ObjectBuilder::new().schema_type(Type::Number).maximum(Some(999_999_999_999_999_999_f64))
+    // The largest that is taken has no double of its own.
+    ObjectBuilder::new().schema_type(Type::Number).exclusive_maximum(Some(1_000_000_000_000_000_000_f64))
 }
 
 fn cursor(pattern: &str) -> ObjectBuilder {
@@ -173,7 +174,7 @@ schema! {
 }
 schema! {
     /// Up to 4 KiB of text.
-    Text = text("Up to 4 KiB of UTF-8, without U+0000.").max_length(Some(4096)).build()
+    Text = text("Up to 4 KiB of UTF-8, without U+0000.").max_length(Some(4096)).pattern(Some(r"^[^\u0000]*$")).build()
 }
 schema! {
     /// An empty object.

@@ -57,6 +57,7 @@ fn complete(document: &mut OpenApi) {
         let open = matches!(path.as_str(), "/livez" | "/readyz");
         for (writes, operation) in operations(item) {
             make_optional_parts_absent(operation);
+            require_bodies(operation);
             add_common_problems(operation, open, writes);
             operation.security = Some(if open {
                 Vec::new()
@@ -175,6 +176,13 @@ fn without_null(schema: &mut RefOr<Schema>) -> bool {
             true
         }
         _ => false,
+    }
+}
+
+/// A body that is not said to be optional is none.
+fn require_bodies(operation: &mut Operation) {
+    if let Some(RefOr::T(body)) = &mut operation.request_body {
+        body.required.get_or_insert(Required::True);
     }
 }
 
