@@ -24,7 +24,7 @@ use fleet::market::Market;
 use fleet::plan::Plan;
 use tokio::task::LocalSet;
 
-const FLEETS: u64 = 250;
+const FLEETS: u64 = 150;
 const WORKERS: u64 = 2;
 /// With so many that failed, the others are left.
 const MAX_FAILED: usize = 5;

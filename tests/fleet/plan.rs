@@ -125,6 +125,13 @@ impl Troubles {
         let (node, agent, transaction) =
             (random.random_range(0..60), random.random_range(0..AGENTS), random.random_range(0..TRANSACTIONS));
         let sink = if random.random_bool(0.5) { Sink::Redis } else { Sink::Postgres };
+        if self.centres && random.random_bool(0.1) {
+            return Some(match random.random_range(0..5) {
+                0 | 1 => Step::BackUpCentre { sink },
+                2 | 3 => Step::RestoreCentre { sink, renumbered: random.random_bool(0.5) },
+                _ => Step::EmptyRedis,
+            });
+        }
         Some(match random.random_range(0..100) {
             0..4 => Step::Register { agent, node },
             4..7 => Step::Update { agent },
@@ -146,11 +153,8 @@ impl Troubles {
             80..82 if self.files => Step::BackUp { node },
             82..84 if self.files => Step::Restore { node },
             84..86 if self.files => Step::Clone { node, moves: random.random_bool(0.3) },
-            86..88 if self.centres => Step::BackUpCentre { sink },
-            88..90 if self.centres => Step::RestoreCentre { sink, renumbered: random.random_bool(0.5) },
-            90 if self.centres => Step::EmptyRedis,
-            91..94 if self.clocks => Step::SetClock { node, ahead: jump(random) },
-            94..99 => Step::Pass { seconds: [1, 3, 10, 25][random.random_range(0..4)] },
+            86..90 if self.clocks => Step::SetClock { node, ahead: jump(random) },
+            90..99 => Step::Pass { seconds: [1, 3, 10, 25][random.random_range(0..4)] },
             99 => Step::Stall { node },
             _ => return None,
         })
