@@ -5,7 +5,7 @@
 //! in its place. The bytes do not compress, so that one that compresses keeps as much room.
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -32,12 +32,10 @@ impl Reserve {
         if fs::metadata(&self.path).is_ok_and(|metadata| metadata.len() == RESERVE_BYTES as u64) {
             return Ok(());
         }
-        let mut bytes = vec![0; RESERVE_BYTES];
-        blake3::Hasher::new().finalize_xof().fill(&mut bytes);
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600);
         let taken = options.open(&self.path).and_then(|mut file| {
-            file.write_all(&bytes)?;
+            io::copy(&mut blake3::Hasher::new().finalize_xof().take(RESERVE_BYTES as u64), &mut file)?;
             file.sync_data()
         });
         if taken.is_err() {
