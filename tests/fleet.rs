@@ -19,6 +19,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use common::trials::Trials;
 use fleet::centre::Servers;
 use fleet::market::Market;
 use fleet::plan::Plan;
@@ -95,6 +96,7 @@ fn a_fleet_heals_whatever_becomes_of_it() {
     let first = setting("TRADEPOST_FLEETS_SEED", rand::random::<u32>().into());
     let fleets = setting("TRADEPOST_FLEETS", FLEETS);
     let (next, failed) = (AtomicU64::new(first), Mutex::new(Vec::new()));
+    let trials = Trials::of("fleet", first);
     std::thread::scope(|scope| {
         for _ in 0..WORKERS.min(fleets) {
             scope.spawn(|| {
@@ -105,7 +107,9 @@ fn a_fleet_heals_whatever_becomes_of_it() {
                     if is_over {
                         return;
                     }
+                    trials.ran(1);
                     if let Err(story) = run(&servers, seed) {
+                        trials.failed(1);
                         eprintln!("{story}\nagain: TRADEPOST_FLEETS=1 TRADEPOST_FLEETS_SEED={seed}\n");
                         failed.lock().unwrap().push(seed);
                     }
