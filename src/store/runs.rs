@@ -185,7 +185,8 @@ fn class_of(count: usize) -> u32 {
     count.max(1).ilog(FAN)
 }
 
-fn strange() -> StoreError {
+/// What a key is that stands where none of its kind can.
+pub fn strange() -> StoreError {
     StoreError::Damaged("a waiting change has a key that means nothing".to_owned())
 }
 

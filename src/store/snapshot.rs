@@ -15,7 +15,7 @@ use super::lookup::{self, LedgerReader};
 use super::query::{self, Position, TransactionFilter, TransactionPage};
 use super::records::{AgentV2, BalanceV1, ObservationV1, StoreAge, TombstoneV2, TotalsV2, TransactionV1};
 use super::run::overlaid;
-use super::runs::{StoredRuns, Target, Waiting};
+use super::runs::{self, StoredRuns, Target, Waiting};
 use super::sinks::{Acknowledged, parked_key};
 use super::tables::{self, BLOCK_KEY_BYTES, ParsedTally, Scope, Tally, TxKey, id_key};
 use super::{blocks, codec};
@@ -257,7 +257,7 @@ impl Snapshot {
         });
         let changes = runs.within(Target::Tally(first), None, Direction::Ascending)?.map(|entry| {
             let (target, change) = entry?;
-            let Target::Tally(key) = target else { unreachable!("counters are the last kind of target") };
+            let Target::Tally(key) = target else { return Err(runs::strange()) };
             Ok((key.to_vec(), change.map(<[u8]>::to_vec)))
         });
         Ok(overlaid(stored, changes, Direction::Ascending))
@@ -349,9 +349,7 @@ impl LedgerTables<'_> {
                 let (first, last) = (Target::Listed(scope, *range.start()), Target::Listed(scope, *range.end()));
                 Some(self.runs()?.within(first, Some(last), direction)?.map(move |entry| {
                     let (target, change) = entry?;
-                    let Target::Listed(_, key) = target else {
-                        unreachable!("between two entries there are only entries")
-                    };
+                    let Target::Listed(_, key) = target else { return Err(runs::strange()) };
                     Ok((key, change.map(byte)))
                 }))
             }
