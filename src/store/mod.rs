@@ -157,7 +157,7 @@ impl Store {
             Ok(())
         })?;
         let locked = file::open_existing(path)?;
-        let purpose = if seal::break_open(path) { Purpose::Continue } else { Purpose::Serve };
+        let purpose = if seal::is_whole(path) { Purpose::Continue } else { Purpose::Serve };
         let opened = Self::open_for(purpose, locked.backend, Some(path.to_owned()), mint)?;
         file::make_private(path)?;
         // A disk that is full already has no room to keep back. It is taken when there is some, before writes are.
@@ -196,7 +196,14 @@ impl Store {
             let head = guarded(|| read_head(&opened.database)).map_err(|error| head_error(&shown, error))?;
             (opened, head)
         } else {
-            open_ours(&backend, &shown, purpose, read_head)?
+            open_ours(&backend, &shown, purpose, |database| {
+                let head = read_head(database)?;
+                if let Some(path) = &path {
+                    // One that stays, for whatever reason, is not that of the file any more once it is written to.
+                    seal::break_open(path).ok();
+                }
+                Ok(head)
+            })?
         };
         let opened = ArcSwapOption::new(Some(Arc::new(opened)));
         let identity = ArcSwap::new(Arc::clone(&head.identity));

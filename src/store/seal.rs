@@ -3,7 +3,7 @@
 //!
 //! It is a small file beside the store that names the store's file as the file system knows it: device, inode, length,
 //! and the times of its last write and of its last change, the second of which no program can set. It is broken before
-//! the store is opened, and put there when it is closed; after a crash there is none. What goes wrong with it leaves
+//! the store is written to, and put there when it is closed; after a crash there is none. What goes wrong with it leaves
 //! none either, and costs no more than the check.
 
 use std::fs::{self, File, OpenOptions};
@@ -16,18 +16,19 @@ use std::time::{Duration, SystemTime};
 /// File systems tell times by the kernel's tick, of 10 ms at most: what comes so long after a write has another time.
 const TICK: Duration = Duration::from_millis(20);
 
-/// Breaks the seal of the store at `path`; whether there was one, and it was that of the file as it is.
-///
-/// When it returns, no crash brings the seal back.
-pub fn break_open(path: &Path) -> bool {
+/// Whether the store at `path` has a seal, and it is that of the file as it is.
+pub fn is_whole(path: &Path) -> bool {
+    let sealed = fs::read_to_string(beside(path));
+    sealed.is_ok_and(|sealed| state_of(path).is_ok_and(|(state, _)| state == sealed))
+}
+
+/// Breaks the seal of the store at `path`, which is about to be written to. No crash brings it back.
+pub fn break_open(path: &Path) -> io::Result<()> {
     let seal = beside(path);
-    let Ok(sealed) = fs::read_to_string(&seal) else {
-        // One that cannot be read is no better than none, but must not be there either.
-        fs::remove_file(&seal).ok();
-        return false;
-    };
-    let gone = fs::remove_file(&seal).and_then(|()| File::open(seal.parent().unwrap_or(path))?.sync_all());
-    gone.is_ok() && state_of(path).is_ok_and(|(state, _)| state == sealed)
+    match fs::remove_file(&seal) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.and_then(|()| File::open(seal.parent().unwrap_or(path))?.sync_all()),
+    }
 }
 
 /// Seals the store at `path`, which was closed in order and is still locked.
@@ -83,14 +84,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_seal_is_good_once_and_only_for_the_file_as_it_was_closed() {
+    fn a_seal_is_good_until_it_is_broken_and_only_for_the_file_as_it_was_closed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("post.redb");
         fs::write(&path, "as it was closed").unwrap();
-        assert!(!break_open(&path), "there is none yet");
+        assert!(!is_whole(&path), "there is none yet");
         put(&path).unwrap();
-        assert!(break_open(&path));
-        assert!(!break_open(&path), "it is broken");
+        assert!(is_whole(&path) && is_whole(&path), "looking does not break it");
+        for _ in 0..2 {
+            break_open(&path).unwrap();
+            assert!(!is_whole(&path));
+        }
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
 
         // Whatever is done to the file, be it that its length and its time of writing are put back.
@@ -110,11 +114,11 @@ mod tests {
         for (number, harm) in harms.into_iter().enumerate() {
             put(&path).unwrap();
             harm();
-            assert!(!break_open(&path), "{number}");
+            assert!(!is_whole(&path), "{number}");
         }
         put(&path).unwrap();
         fs::remove_file(&path).unwrap();
-        assert!(!break_open(&path));
+        assert!(!is_whole(&path));
         assert!(put(&path).is_err());
     }
 }
