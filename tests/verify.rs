@@ -10,7 +10,7 @@ use common::{agent_id, facts, registration, transaction_id};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use tradepost::domain::{Decision, NewTransaction, Role, Timestamp, Weight};
 use tradepost::engine::replica::{ParkedEntry, ParkedKey, PostgresState, RemoteAgent, Saved, Sink};
-use tradepost::store::{TransactionFilter, VerifyReport, verify};
+use tradepost::store::{TransactionFilter, VerifyReport, compact, verify};
 use tradepost::{Engine, Idempotency, Location, Options, PageRequest, Precondition};
 
 const LEDGER_LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("ledger_log");
@@ -34,9 +34,7 @@ const RECEIPT_AGES: TableDefinition<'_, &[u8; 24], ()> = TableDefinition::new("r
 /// A store with something in every table but the one of changes that wait.
 fn build(path: &Path) {
     build_waiting(path);
-    // The first batch of a process puts everything in its place.
-    let engine = Engine::open(Options::new(Location::File(path.to_owned()))).unwrap();
-    engine.decide(transaction_id("nowhere"), Decision::Settle, None).wait().unwrap_err();
+    compact(path).unwrap();
 }
 
 /// A store whose changes of lists and counters still wait.

@@ -317,11 +317,10 @@ impl Batch<'_> {
 
     /// Forgets at most `limit` load counts of minutes before `minute`.
     pub fn purge_loads(&mut self, minute: u32, limit: usize) -> Result<usize, StoreError> {
-        if self.head.waiting.changes > 0 {
-            self.changed = true;
+        let range = Tally::loads_from(0)..Tally::loads_from(minute);
+        if self.runs.have_tally_within(&range.start, &range.end)? {
             self.settle()?;
         }
-        let range = Tally::loads_from(0)..Tally::loads_from(minute);
         let due = self
             .tallies
             .range::<&[u8]>(range.start.as_slice()..range.end.as_slice())?
@@ -365,7 +364,8 @@ impl Batch<'_> {
     }
 
     /// Has everything that waits in runs written to where it belongs.
-    fn settle(&mut self) -> Result<(), StoreError> {
+    pub(super) fn settle(&mut self) -> Result<(), StoreError> {
+        self.changed = true;
         let (transactions, tallies) = (&mut self.transactions, &mut self.tallies);
         self.runs.drain(&mut self.head.waiting, |target, change| match (target, change) {
             (Target::Listed(scope, key), Some(roles)) => {

@@ -324,10 +324,7 @@ impl Store {
         }
         let trial = Arc::new(Trial::of(self.backend()?)?);
         let opened = open_database(trial.clone(), true)?;
-        let head = guarded(|| read_head(&opened.database)).map_err(|error| match error {
-            HeadError::Format(found) => StoreError::Damaged(format!("its format turned to {found}")),
-            HeadError::Store(error) => error,
-        })?;
+        let head = guarded(|| read_head(&opened.database)).map_err(HeadError::of_known)?;
         // A change of identity may have been committed although its commit failed.
         if !head.identity.is_own(self.node_id()) {
             return Err(StoreError::Damaged("it is another node's file now".to_owned()));
@@ -383,12 +380,13 @@ pub struct CompactReport {
     pub after_bytes: u64,
 }
 
-/// Shrinks the file of a stopped store.
+/// Shrinks the file of a stopped store, with everything in its place.
 pub fn compact(path: &Path) -> Result<CompactReport, OpenError> {
     let fail = |error: StoreError| open_error(path, error);
     let (mut opened, backend, _) = open_stopped(path, Purpose::Rewrite)?;
     let before_bytes = backend.len().map_err(|error| fail(error.into()))?;
     guarded(|| {
+        put_in_place(&opened.database)?;
         // Each pass moves what the last one freed; it says whether another may help.
         while opened.database.compact().map_err(|error| match error {
             redb::CompactionError::Storage(error) => StoreError::from(error),
@@ -400,6 +398,16 @@ pub fn compact(path: &Path) -> Result<CompactReport, OpenError> {
     drop(opened);
     let after_bytes = backend.len().map_err(|error| fail(error.into()))?;
     Ok(CompactReport { before_bytes, after_bytes })
+}
+
+/// Writes the changes that wait to where they belong.
+fn put_in_place(database: &Database) -> Result<(), StoreError> {
+    let head = read_head(database).map_err(HeadError::of_known)?;
+    let transaction = database.begin_write()?;
+    let mut batch = Batch::new(&transaction, head);
+    batch.settle()?;
+    batch.finish()?;
+    Ok(transaction.commit()?)
 }
 
 /// What a file is opened for.
@@ -481,6 +489,16 @@ fn initialise(database: &Database, mint: Mint<'_>) -> Result<(), StoreError> {
 enum HeadError {
     Format(u32),
     Store(StoreError),
+}
+
+impl HeadError {
+    /// What it means in a file that was recognised before.
+    fn of_known(self) -> StoreError {
+        match self {
+            Self::Format(found) => StoreError::Damaged(format!("its format turned to {found}")),
+            Self::Store(error) => error,
+        }
+    }
 }
 
 impl<E: Into<StoreError>> From<E> for HeadError {

@@ -79,6 +79,11 @@ impl<'a> Run<'a> {
         Ok(low)
     }
 
+    /// Whether there are entries from `first` to before `end`.
+    pub fn has_within(&self, first: &[u8], end: &[u8]) -> Result<bool, StoreError> {
+        Ok(self.before(first, false)? < self.before(end, false)?)
+    }
+
     /// What becomes of the row under `key`, if the run says anything of it.
     pub fn get(&self, key: &[u8]) -> Result<Option<Change<'a>>, StoreError> {
         let place = self.before(key, false)?;
@@ -350,6 +355,10 @@ mod tests {
                     prop_assert_eq!(run.get(key).unwrap(), Some(change.as_deref()));
                 }
                 prop_assert_eq!(run.get(b"nowhere").unwrap(), None);
+                if ends.0 < ends.1 {
+                    let has_some = own.range(ends.0.clone()..ends.1.clone()).next().is_some();
+                    prop_assert_eq!(run.has_within(&ends.0, &ends.1).unwrap(), has_some);
+                }
                 model.extend(own);
             }
             let expected: Vec<_> = model.clone().into_iter().collect();

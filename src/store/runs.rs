@@ -114,6 +114,17 @@ impl<'t> Runs<'t> {
         Ok(None)
     }
 
+    /// Whether changes of counters from `first` to before `end` wait; what this batch has added does not count.
+    pub fn have_tally_within(&self, first: &[u8], end: &[u8]) -> Result<bool, StoreError> {
+        let (first, end) = (Target::Tally(first).to_key(), Target::Tally(end).to_key());
+        for row in self.table.iter()? {
+            if Run::of(row?.1.value())?.has_within(&first, &end)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Writes what was added as a run of its own, and merges it with those of its size.
     pub fn flush(&mut self, waiting: &mut Waiting) -> Result<(), StoreError> {
         if self.added.len() == 0 {
