@@ -25,7 +25,7 @@ use fleet::market::Market;
 use fleet::plan::Plan;
 use tokio::task::LocalSet;
 
-const FLEETS: u64 = 150;
+const FLEETS: u64 = 400;
 const WORKERS: u64 = 2;
 /// With so many that failed, the others are left.
 const MAX_FAILED: usize = 5;
