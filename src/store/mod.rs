@@ -75,6 +75,7 @@ use self::ledger::Known;
 use self::log::LogHead;
 use self::reserve::Reserve;
 use self::runs::Waiting;
+use self::seal::Seal;
 use self::tables::meta;
 use self::trial::Trial;
 use crate::domain::{Identity, NodeId, Timestamp};
@@ -97,6 +98,8 @@ pub struct Store {
     path: Option<PathBuf>,
     /// What is kept back for a full disk; only beside a file.
     reserve: Option<Reserve>,
+    /// What is put there when the store is closed; only beside a file.
+    seal: Option<Seal>,
     identity: ArcSwap<Identity>,
 }
 
@@ -157,12 +160,13 @@ impl Store {
             Ok(())
         })?;
         let locked = file::open_existing(path)?;
-        let purpose = if seal::break_open(path) { Purpose::Continue } else { Purpose::Serve };
-        let opened = Self::open_for(purpose, locked.backend, Some(path.to_owned()), mint)?;
+        let seal = Seal::of(path, locked.id);
+        let purpose = if seal.break_open() { Purpose::Continue } else { Purpose::Serve };
+        let (store, head) = Self::open_for(purpose, locked.backend, Some(path.to_owned()), mint)?;
         file::make_private(path)?;
         // A disk that is full already has no room to keep back. It is taken when there is some, before writes are.
-        opened.0.keep_reserve().ok();
-        Ok(opened)
+        store.keep_reserve().ok();
+        Ok((Self { seal: Some(seal), ..store }, head))
     }
 
     /// A store that is gone with the process.
@@ -201,7 +205,7 @@ impl Store {
         let opened = ArcSwapOption::new(Some(Arc::new(opened)));
         let identity = ArcSwap::new(Arc::clone(&head.identity));
         let reserve = path.as_deref().map(Reserve::of);
-        Ok((Self { backend: Mutex::new(Some(backend)), opened, path, reserve, identity }, head))
+        Ok((Self { backend: Mutex::new(Some(backend)), opened, path, reserve, seal: None, identity }, head))
     }
 
     /// This store's node.
@@ -355,9 +359,9 @@ impl Store {
             None => false,
         };
         let backend = self.backend.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let (true, Some(path)) = (in_order, &self.path) {
+        if let (true, Some(seal)) = (in_order, &self.seal) {
             // Without a seal the next opening checks every page, and that is all.
-            seal::put(path).ok();
+            seal.put().ok();
         }
         drop(backend);
     }

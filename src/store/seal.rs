@@ -4,68 +4,102 @@
 //! It is a small file beside the store that names the store's file as the file system knows it: device, inode, length,
 //! and the times of its last write and of its last change, the second of which no program can set. It is broken before
 //! the store is opened, and put there when it is closed; after a crash there is none. What goes wrong with it leaves
-//! none either, and costs no more than the check.
+//! none either, and costs no more than the check. So does another file under the store's name: a seal speaks of the one
+//! that was opened.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use super::file::parent_of;
+
 /// File systems tell times by the kernel's tick, of 10 ms at most: what comes so long after a write has another time.
 const TICK: Duration = Duration::from_millis(20);
 
-/// Breaks the seal of the store at `path`; whether there was one, and it was that of the file as it is.
-///
-/// When it returns, no crash brings the seal back.
-pub fn break_open(path: &Path) -> bool {
-    let seal = beside(path);
-    let Ok(sealed) = fs::read_to_string(&seal) else {
-        // One that cannot be read is no better than none, but must not be there either.
-        fs::remove_file(&seal).ok();
-        return false;
-    };
-    let gone = fs::remove_file(&seal).and_then(|()| File::open(seal.parent().unwrap_or(path))?.sync_all());
-    gone.is_ok() && state_of(path).is_ok_and(|(state, _)| state == sealed)
+/// Which file is open, whatever lies under its path by now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileId {
+    device: u64,
+    inode: u64,
 }
 
-/// Seals the store at `path`, which was closed in order and is still locked.
-///
-/// # Errors
-///
-/// There is no seal then.
-pub fn put(path: &Path) -> io::Result<()> {
-    let (mut state, mut changed) = state_of(path)?;
-    // Whoever writes within the same tick would leave no trace in the times.
-    let age = SystemTime::now().duration_since(changed).unwrap_or_default();
-    if age < TICK {
-        thread::sleep(TICK - age);
-        (state, changed) = state_of(path)?;
+impl FileId {
+    /// That of a file with this metadata.
+    pub fn of(metadata: &Metadata) -> Self {
+        Self { device: metadata.dev(), inode: metadata.ino() }
     }
-    if SystemTime::now().duration_since(changed).unwrap_or_default() < TICK {
-        return Err(io::Error::other("the file is being written to"));
-    }
-    let seal = beside(path);
-    let written = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&seal);
-    let written = written.and_then(|mut file| {
-        file.write_all(state.as_bytes())?;
-        file.sync_all()
-    });
-    if written.is_err() {
-        fs::remove_file(&seal).ok();
-    }
-    written
 }
 
-/// What is known of the file without reading it, in one line; and when it changed last.
-fn state_of(path: &Path) -> io::Result<(String, SystemTime)> {
-    let of = fs::metadata(path)?;
-    let (device, inode, length) = (of.dev(), of.ino(), of.len());
-    let (written, changed) = ((of.mtime(), of.mtime_nsec()), (of.ctime(), of.ctime_nsec()));
-    let line = format!("{device} {inode} {length} {}.{:09} {}.{:09}\n", written.0, written.1, changed.0, changed.1);
-    let since_1970 = Duration::new(u64::try_from(changed.0).unwrap_or(0), u32::try_from(changed.1).unwrap_or(0));
-    Ok((line, SystemTime::UNIX_EPOCH + since_1970))
+/// The seal of one store.
+#[derive(Debug)]
+pub struct Seal {
+    path: PathBuf,
+    store: PathBuf,
+    file: FileId,
+}
+
+impl Seal {
+    /// That of the store at `path`, whose open file is `file`.
+    pub fn of(path: &Path, file: FileId) -> Self {
+        Self { path: beside(path), store: path.to_owned(), file }
+    }
+
+    /// Breaks it; whether there was one, and it was that of the file as it is.
+    ///
+    /// When it returns, no crash brings the seal back.
+    pub fn break_open(&self) -> bool {
+        let Ok(sealed) = fs::read_to_string(&self.path) else {
+            // One that cannot be read is no better than none, but must not be there either.
+            fs::remove_file(&self.path).ok();
+            return false;
+        };
+        let gone = fs::remove_file(&self.path).and_then(|()| File::open(parent_of(&self.path))?.sync_all());
+        gone.is_ok() && self.state().is_ok_and(|(state, _)| state == sealed)
+    }
+
+    /// Seals the store, which was closed in order and is still locked.
+    ///
+    /// # Errors
+    ///
+    /// There is no seal then.
+    pub fn put(&self) -> io::Result<()> {
+        let (mut state, mut changed) = self.state()?;
+        // Whoever writes within the same tick would leave no trace in the times.
+        let age = SystemTime::now().duration_since(changed).unwrap_or_default();
+        if age < TICK {
+            thread::sleep(TICK - age);
+            (state, changed) = self.state()?;
+        }
+        if SystemTime::now().duration_since(changed).unwrap_or_default() < TICK {
+            return Err(io::Error::other("the file is being written to"));
+        }
+        let written = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&self.path);
+        let written = written.and_then(|mut file| {
+            file.write_all(state.as_bytes())?;
+            file.sync_all()
+        });
+        if written.is_err() {
+            fs::remove_file(&self.path).ok();
+        }
+        written
+    }
+
+    /// What is known of the file without reading it, in one line; and when it changed last.
+    fn state(&self) -> io::Result<(String, SystemTime)> {
+        let of = fs::metadata(&self.store)?;
+        if FileId::of(&of) != self.file {
+            return Err(io::Error::other("another file has taken the store's place"));
+        }
+        let FileId { device, inode } = self.file;
+        let length = of.len();
+        let (written, changed) = ((of.mtime(), of.mtime_nsec()), (of.ctime(), of.ctime_nsec()));
+        let line = format!("{device} {inode} {length} {}.{:09} {}.{:09}\n", written.0, written.1, changed.0, changed.1);
+        let since_1970 = Duration::new(u64::try_from(changed.0).unwrap_or(0), u32::try_from(changed.1).unwrap_or(0));
+        Ok((line, SystemTime::UNIX_EPOCH + since_1970))
+    }
 }
 
 fn beside(path: &Path) -> PathBuf {
@@ -87,10 +121,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("post.redb");
         fs::write(&path, "as it was closed").unwrap();
-        assert!(!break_open(&path), "there is none yet");
-        put(&path).unwrap();
-        assert!(break_open(&path));
-        assert!(!break_open(&path), "it is broken");
+        let seal = || Seal::of(&path, FileId::of(&fs::metadata(&path).unwrap()));
+        assert!(!seal().break_open(), "there is none yet");
+        seal().put().unwrap();
+        assert!(seal().break_open());
+        assert!(!seal().break_open(), "it is broken");
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
 
         // Whatever is done to the file, be it that its length and its time of writing are put back.
@@ -108,13 +143,29 @@ mod tests {
         let harms: [&dyn Fn(); 4] =
             [&|| write(3, b"X"), &|| write(0, b""), &replace, &|| fs::write(beside(&path), "no line of ours").unwrap()];
         for (number, harm) in harms.into_iter().enumerate() {
-            put(&path).unwrap();
+            seal().put().unwrap();
             harm();
-            assert!(!break_open(&path), "{number}");
+            assert!(!seal().break_open(), "{number}");
         }
-        put(&path).unwrap();
+        let seal = seal();
+        seal.put().unwrap();
         fs::remove_file(&path).unwrap();
-        assert!(!break_open(&path));
-        assert!(put(&path).is_err());
+        assert!(!seal.break_open());
+        assert!(seal.put().is_err());
+    }
+
+    #[test]
+    fn a_file_that_took_the_place_of_the_one_that_is_open_is_not_sealed_nor_taken_for_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, other) = (directory.path().join("post.redb"), directory.path().join("other.redb"));
+        fs::write(&path, "as it is served").unwrap();
+        fs::write(&other, "what it becomes").unwrap();
+        let _served = File::open(&path).unwrap();
+        let seal = Seal::of(&path, FileId::of(&fs::metadata(&path).unwrap()));
+        fs::rename(&other, &path).unwrap();
+        assert!(seal.put().is_err());
+        assert!(!beside(&path).exists());
+        Seal::of(&path, FileId::of(&fs::metadata(&path).unwrap())).put().unwrap();
+        assert!(!seal.break_open());
     }
 }
