@@ -181,3 +181,22 @@ fn a_file_that_was_altered_behind_its_seal_is_refused() {
     file.set_times(std::fs::FileTimes::new().set_modified(before.modified().unwrap())).unwrap();
     assert!(matches!(open(), Err(OpenError::Damaged { .. })));
 }
+
+/// Somebody puts a backup in the file's place while the store is served. Closing it must not vouch for that.
+#[test]
+fn a_file_that_took_the_place_of_the_one_that_was_served_is_checked() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("served.redb");
+    let mut backup = build().0;
+    std::fs::write(&path, &backup).unwrap();
+    let engine = Engine::open(Options::new(Location::File(path.clone()))).unwrap();
+    backup[4_096..].fill(0x55);
+    let other = directory.path().join("backup");
+    std::fs::write(&other, &backup).unwrap();
+    std::fs::rename(&other, &path).unwrap();
+    engine.close();
+    drop(engine);
+    assert!(!directory.path().join(".served.redb.closed").exists(), "a file was sealed that nobody has looked at");
+    let opened = Engine::open(Options::new(Location::File(path)));
+    assert!(matches!(opened, Err(OpenError::Damaged { .. })));
+}

@@ -10,8 +10,10 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::clock::ManualClock;
 use common::trials::Trials;
 use common::{facts, transaction_id};
+use futures_util::FutureExt;
 use redb::StorageBackend;
 use redb::backends::FileBackend;
 use tradepost::domain::{NewTransaction, TransactionId};
@@ -25,6 +27,8 @@ const DONE: i64 = -2;
 const SOUND: u8 = 0;
 const SYNC_FAILS: u8 = 1;
 const FULL: u8 = 2;
+/// Syncs wait until the fault is another one.
+const SYNC_HANGS: u8 = 3;
 
 /// A file that can be told to fail.
 #[derive(Debug)]
@@ -35,6 +39,11 @@ struct FragileFile {
     countdown: AtomicI64,
     /// Whether all that come after it fail as well.
     fails_for_good: AtomicBool,
+    /// Whether a sync has begun to wait.
+    hanging: AtomicBool,
+    /// How much there is room for between two syncs, and how much of that is taken.
+    commit_bytes: AtomicI64,
+    written: AtomicI64,
 }
 
 impl FragileFile {
@@ -42,7 +51,9 @@ impl FragileFile {
         let file = File::options().read(true).write(true).create(true).truncate(false).open(path).unwrap();
         let file = FileBackend::new(file).unwrap();
         let (fault, countdown) = (AtomicU8::new(SOUND), AtomicI64::new(NEVER));
-        Arc::new(Self { file, fault, countdown, fails_for_good: AtomicBool::new(false) })
+        let (fails_for_good, hanging) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (commit_bytes, written) = (AtomicI64::new(i64::MAX), AtomicI64::new(0));
+        Arc::new(Self { file, fault, countdown, fails_for_good, hanging, commit_bytes, written })
     }
 
     fn set(&self, fault: u8) {
@@ -102,14 +113,26 @@ impl StorageBackend for FragileFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.step()?;
+        while self.fault.load(Ordering::SeqCst) == SYNC_HANGS {
+            self.hanging.store(true, Ordering::SeqCst);
+            thread::sleep(Duration::from_millis(1));
+        }
         match self.fault.load(Ordering::SeqCst) {
             SYNC_FAILS => Err(io::Error::other("injected")),
-            _ => self.file.sync_data(),
+            _ => {
+                self.written.store(0, Ordering::SeqCst);
+                self.file.sync_data()
+            }
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.step()?;
+        let written = self.written.fetch_add(data.len() as i64, Ordering::SeqCst) + data.len() as i64;
+        if written > self.commit_bytes.load(Ordering::SeqCst) {
+            self.written.store(0, Ordering::SeqCst);
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         self.file.write(offset, data)
     }
 }
@@ -194,6 +217,72 @@ fn a_full_disk_is_said_to_be_full_while_reads_go_on() {
     engine.record(new(5_000), None).wait().unwrap();
     drop((engine, file));
     assert_clean(&path);
+}
+
+/// A disk with room for a small commit only. What waits to be put in place is put off, and small writes go on.
+#[test]
+fn where_there_is_no_room_to_put_lists_in_place_small_writes_go_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("f.redb");
+    let file = FragileFile::create(&path);
+    let clock = ManualClock::at(1_795_391_431_767_109);
+    let options = Options { clock: clock.clone(), ..Options::new(Location::Backend(file.clone())) };
+    let engine = Engine::open(options).unwrap();
+    engine.record(new(0), None).wait().unwrap();
+    for batch in 0..40 {
+        let of = |number: usize| {
+            let agent = |kind: &str| format!("{kind}-{:05}", batch * 100 + number);
+            NewTransaction { transaction_id: None, facts: facts(&agent("a"), &agent("b"), "python", "1") }
+        };
+        engine.record_batch((0..100).map(of).collect()).wait().unwrap();
+    }
+    file.commit_bytes.store(700 * 1024, Ordering::SeqCst);
+    // Loads of more than an hour ago are to be forgotten, and for that everything is put in its place.
+    clock.advance(Duration::from_secs(2 * 3_600));
+    // The first finds out; those that come behind it are small.
+    let refused = engine.record(new(1), None).wait();
+    assert!(matches!(refused, Err(Error::StorageFull(_))), "{refused:?}");
+    wait_until_ready(&engine);
+    for number in 2..20 {
+        engine.record(new(number), None).wait().unwrap();
+    }
+    file.commit_bytes.store(i64::MAX, Ordering::SeqCst);
+    clock.advance(Duration::from_secs(61));
+    engine.record(new(20), None).wait().unwrap();
+    drop((engine, file));
+    assert_clean(&path);
+}
+
+/// A program that is told to stop while its disk fails says of every command that was waiting why it was not done.
+#[test]
+fn what_waits_when_an_engine_on_a_bad_disk_is_closed_is_answered_with_the_cause() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = FragileFile::create(&directory.path().join("f.redb"));
+    let engine = Engine::open(Options::new(Location::Backend(file.clone()))).unwrap();
+    engine.record(new(0), None).wait().unwrap();
+    file.set(SYNC_HANGS);
+    let failing = engine.record(new(1), None);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let wait_until = |what: &str, is_true: &dyn Fn() -> bool| {
+        while !is_true() {
+            assert!(Instant::now() < deadline, "{what}");
+            thread::sleep(Duration::from_millis(1));
+        }
+    };
+    wait_until("it did not begin to commit", &|| file.hanging.load(Ordering::SeqCst));
+    let waiting = [2, 3].map(|number| engine.record(new(number), None));
+    let closer = thread::spawn({
+        let engine = engine.clone();
+        move || engine.close()
+    });
+    // Reads may wait for the sync: redb grows its file under a lock.
+    wait_until("it did not begin to close", &|| engine.record(new(4), None).now_or_never().is_some());
+    file.set(SYNC_FAILS);
+    for pending in [failing].into_iter().chain(waiting) {
+        let error = pending.wait().unwrap_err();
+        assert!(error.to_string().contains("injected"), "{error}");
+    }
+    closer.join().unwrap();
 }
 
 /// One operation of a workload fails, whichever it is, or all from that one on until the disk is mended.

@@ -96,6 +96,11 @@ impl Core {
         if self.is_closing() {
             return Some(Error::Unavailable("the engine is closed".into()));
         }
+        self.failure()
+    }
+
+    /// Why the store takes no writes at present, if it takes none.
+    pub fn failure(&self) -> Option<Error> {
         self.failed.load().as_deref().map(|failed| failed.error.clone())
     }
 

@@ -120,9 +120,11 @@ impl Writer {
                 break;
             }
         }
-        while let Some(first) = self.messages.try_iter().find_map(Message::job) {
-            if self.run_or_recover(Some(first)) {
-                break;
+        while let Some(job) = self.messages.try_iter().find_map(Message::job) {
+            match self.core.failure() {
+                None => drop(self.run_or_recover(Some(job))),
+                // Whoever stops while the store is not sound leaves it as it is.
+                Some(error) => job.finish(Some(&error), &self.core.metrics),
             }
         }
         self.core.close();
@@ -332,6 +334,8 @@ impl Writer {
             let took = self.core.clock.monotonic().saturating_sub(began);
             match attempt {
                 Ok(()) => {
+                    // It may be what there was no room for: what was asked for comes first.
+                    self.next_housekeeping = self.core.clock.monotonic() + HOUSEKEEPING_EVERY;
                     self.core.set_sound();
                     tracing::info!("the store was reopened and verified; writes are taken again");
                     return false;

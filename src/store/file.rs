@@ -13,6 +13,7 @@ use redb::backends::FileBackend;
 
 use super::ahead::WrittenAhead;
 use super::error::OpenError;
+use super::seal::FileId;
 
 /// How often a lock that somebody holds is tried again.
 const LOCK_TRIES: usize = 50;
@@ -24,6 +25,8 @@ const LOCK_PAUSE: Duration = Duration::from_millis(10);
 pub struct LockedFile {
     /// The backend over the file.
     pub backend: Arc<dyn StorageBackend>,
+    /// Which file it is.
+    pub id: FileId,
 }
 
 /// Creates the directory, 0700, and those above it.
@@ -146,12 +149,14 @@ fn lock(file: File, path: &Path) -> Result<LockedFile, OpenError> {
         }
     }
     let io_error = |source| OpenError::Io { path: path.to_owned(), source };
+    let id = FileId::of(&file.metadata().map_err(io_error)?);
     let backend = FileBackend::new(file).map_err(|error| io_error(io::Error::other(error.to_string())))?;
     let backend = WrittenAhead::new(Arc::new(backend)).map_err(io_error)?;
-    Ok(LockedFile { backend: Arc::new(backend) })
+    Ok(LockedFile { backend: Arc::new(backend), id })
 }
 
-fn parent_of(path: &Path) -> PathBuf {
+/// The directory that a path lies in.
+pub fn parent_of(path: &Path) -> PathBuf {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),

@@ -75,6 +75,7 @@ use self::ledger::Known;
 use self::log::LogHead;
 use self::reserve::Reserve;
 use self::runs::Waiting;
+use self::seal::Seal;
 use self::tables::meta;
 use self::trial::Trial;
 use crate::domain::{Identity, NodeId, Timestamp};
@@ -97,6 +98,8 @@ pub struct Store {
     path: Option<PathBuf>,
     /// What is kept back for a full disk; only beside a file.
     reserve: Option<Reserve>,
+    /// What is put there when the store is closed; only beside a file.
+    seal: Option<Seal>,
     identity: ArcSwap<Identity>,
 }
 
@@ -157,12 +160,12 @@ impl Store {
             Ok(())
         })?;
         let locked = file::open_existing(path)?;
-        let purpose = if seal::is_whole(path) { Purpose::Continue } else { Purpose::Serve };
-        let opened = Self::open_for(purpose, locked.backend, Some(path.to_owned()), mint)?;
+        let seal = Seal::of(path, locked.id);
+        let (store, head) = Self::open_for(locked.backend, Some(path.to_owned()), Some(seal), mint)?;
         file::make_private(path)?;
         // A disk that is full already has no room to keep back. It is taken when there is some, before writes are.
-        opened.0.keep_reserve().ok();
-        Ok(opened)
+        store.keep_reserve().ok();
+        Ok((store, head))
     }
 
     /// A store that is gone with the process.
@@ -176,13 +179,13 @@ impl Store {
         path: Option<PathBuf>,
         mint: Mint<'_>,
     ) -> Result<(Self, Head), OpenError> {
-        Self::open_for(Purpose::Serve, backend, path, mint)
+        Self::open_for(backend, path, None, mint)
     }
 
     fn open_for(
-        purpose: Purpose,
         backend: Arc<dyn StorageBackend>,
         path: Option<PathBuf>,
+        seal: Option<Seal>,
         mint: Mint<'_>,
     ) -> Result<(Self, Head), OpenError> {
         let shown = path.clone().unwrap_or_else(|| PathBuf::from("memory"));
@@ -196,11 +199,13 @@ impl Store {
             let head = guarded(|| read_head(&opened.database)).map_err(|error| head_error(&shown, error))?;
             (opened, head)
         } else {
+            let is_whole = seal.as_ref().is_some_and(Seal::is_whole);
+            let purpose = if is_whole { Purpose::Continue } else { Purpose::Serve };
             open_ours(&backend, &shown, purpose, |database| {
                 let head = read_head(database)?;
-                if let Some(path) = &path {
+                if let Some(seal) = &seal {
                     // One that stays, for whatever reason, is not that of the file any more once it is written to.
-                    seal::break_open(path).ok();
+                    seal.break_open().ok();
                 }
                 Ok(head)
             })?
@@ -208,7 +213,7 @@ impl Store {
         let opened = ArcSwapOption::new(Some(Arc::new(opened)));
         let identity = ArcSwap::new(Arc::clone(&head.identity));
         let reserve = path.as_deref().map(Reserve::of);
-        Ok((Self { backend: Mutex::new(Some(backend)), opened, path, reserve, identity }, head))
+        Ok((Self { backend: Mutex::new(Some(backend)), opened, path, reserve, seal, identity }, head))
     }
 
     /// This store's node.
@@ -359,9 +364,9 @@ impl Store {
             None => false,
         };
         let backend = self.backend.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let (true, Some(path)) = (in_order, &self.path) {
+        if let (true, Some(seal)) = (in_order, &self.seal) {
             // Without a seal the next opening checks every page, and that is all.
-            seal::put(path).ok();
+            seal.put().ok();
         }
         drop(backend);
     }

@@ -6,8 +6,9 @@
 //! size have come together they are merged; when [`MAX_WAITING`] changes wait, all of them are written to where they
 //! belong, each block and counter once for many batches.
 //!
-//! Keys are numbers, the oldest run's is the least. A run's size class is its number of entries, in powers of [`FAN`];
-//! classes never grow from older to newer, so there are fewer than [`FAN`] runs of each, and few in all.
+//! Keys are numbers, the oldest run's is the least. A run's size class is its number of entries, in powers of [`FAN`]; fewer
+//! than [`FAN`] runs of a class or of lesser ones follow the last run of a greater one when a run is added, so there are
+//! few in all.
 
 use redb::{AccessGuard, ReadOnlyTable, WriteTransaction};
 
