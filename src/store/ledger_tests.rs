@@ -12,6 +12,7 @@ use super::*;
 use crate::domain::{
     EventId, JsonObject, LedgerEntry, Money, NodeId, ParkedEntry, ParkedKey, PostgresState, Transaction,
 };
+use crate::store::runs::Waiting;
 use crate::store::{Acknowledged, Head, Mint, Snapshot, Store, verify};
 
 const START: i64 = 1_795_391_431_767_109;
@@ -121,6 +122,24 @@ fn a_transaction_that_is_filed_elsewhere_leaves_nothing_behind() {
     assert_eq!(shown(&snapshot, &id).unwrap().created_at, older.created_at);
     assert_eq!(ids(&snapshot)[0], id, "it is the oldest now");
     drop(snapshot);
+    store.close();
+    assert_clean(&path);
+}
+
+#[test]
+fn a_transaction_that_moves_after_its_lists_were_put_in_place_is_taken_out_of_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("f.redb");
+    let (store, mut head) = open(&path);
+    let id = TransactionId::from_stored("moves");
+    store.write(&mut head, |batch| Ok(record(batch, START, |_| id.clone()))).unwrap();
+    store.write(&mut head, |batch| batch.settle()).unwrap();
+    assert_eq!(head.waiting, Waiting::default());
+    store
+        .write(&mut head, |batch| batch.merge(&id, vec![recorded_elsewhere(&id, START - 5_000_000, 1)]).map(drop))
+        .unwrap();
+    assert!(head.waiting.changes > 0);
+    store.write(&mut head, |batch| batch.settle()).unwrap();
     store.close();
     assert_clean(&path);
 }
