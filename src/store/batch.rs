@@ -17,7 +17,7 @@ use super::log::{Log, LogHead};
 use super::records::{ReceiptV1, StoreAge, TotalsV2};
 use super::runs::{Runs, Waiting};
 use super::sinks::Acknowledged;
-use super::tables::{self, Tally, meta};
+use super::tables::{self, meta};
 use crate::domain::{Identity, LogPosition, NodeId};
 
 type Bytes = &'static [u8];
@@ -114,7 +114,7 @@ impl<'t> Batch<'t> {
     pub(super) fn finish(mut self) -> Result<Head, StoreError> {
         self.finish_ledger()?;
         if self.head.totals != self.totals_before {
-            self.tallies.insert(Tally::Totals.to_bytes().as_slice(), codec::encode(&self.head.totals).as_slice())?;
+            self.meta.insert(meta::TOTALS, codec::encode(&self.head.totals).as_slice())?;
         }
         Ok(self.head)
     }

@@ -81,7 +81,7 @@ use self::trial::Trial;
 use crate::domain::{Identity, NodeId, Timestamp};
 
 /// The format that this version writes, and the only one that it reads.
-pub const FORMAT: u32 = 3;
+pub const FORMAT: u32 = 4;
 /// The name of the file in a data directory.
 pub const FILE_NAME: &str = "tradepost.redb";
 /// How much a probe writes: enough that a disk with room for a page or two does not pass for one with room.

@@ -17,7 +17,7 @@ use super::records::{AgentV2, BalanceV1, ObservationV1, StoreAge, TombstoneV2, T
 use super::run::overlaid;
 use super::runs::{self, StoredRuns, Target, Waiting};
 use super::sinks::{Acknowledged, parked_key};
-use super::tables::{self, BLOCK_KEY_BYTES, ParsedTally, Scope, Tally, TxKey, id_key};
+use super::tables::{self, BLOCK_KEY_BYTES, ParsedTally, Scope, Tally, TxKey, id_key, meta};
 use super::{blocks, codec};
 use crate::domain::{
     Agent, AgentId, AgentVersion, Capability, Currency, Event, Observation, ParkedKey, Sink, Transaction, TransactionId,
@@ -111,7 +111,7 @@ impl Snapshot {
 
     /// The counters of the whole store.
     pub fn totals(&self) -> Result<TotalsV2, StoreError> {
-        let row = self.table(tables::TALLIES)?.get(Tally::Totals.to_bytes().as_slice())?;
+        let row = self.table(tables::META)?.get(meta::TOTALS)?;
         row.map_or_else(|| Ok(TotalsV2::default()), |row| codec::decode(row.value()))
     }
 

@@ -9,10 +9,11 @@
 //! | `ledger_log` | the first `node_seq` | a [row of the log](super::log): events with their hashes |
 //! | `transactions` | [`Scope`], the first [`TxKey`] | a [block](super::block) of entries by [`TxKey`] |
 //! | `runs` | the run's age | a [run](super::runs) of changes of agents' lists and of `tallies`, which wait |
-//! | `tallies` | [`Tally`] | totals, balances, load by the minute |
+//! | `meta` | a [name](meta) | the counters of the whole store; whose it is |
 //!
 //! What the entries of `transactions` hold depends on their scope: a
 //! [`TransactionV1`](super::records::TransactionV1), or a byte with an agent's roles or an open transaction's status.
+//! `tallies` ([`Tally`]) holds balances, and load by the minute.
 //!
 //! `transaction_ids` ([`id_key`] → [`TxKey`]) leads to a transaction whose id does not say where it is. A minted id
 //! does: see [`key_within`].
@@ -23,8 +24,7 @@
 //!
 //! Beside them: `agent_numbers` (an agent that a transaction names, as a number), `agents`, `agent_changes` (one entry
 //! for each changed local agent, newest last), `tombstones`, `observations` (of agents' work, by agent), `sinks` and
-//! `parked` (replication's cursors, and entries that a sink refuses), `receipts` and `receipt_ages` (idempotency keys),
-//! `meta`.
+//! `parked` (replication's cursors, and entries that a sink refuses), `receipts` and `receipt_ages` (idempotency keys).
 
 use std::fmt;
 
@@ -61,6 +61,8 @@ pub mod meta {
     pub const NODE_ID: &str = "node_id";
     /// The ids that the node had before, newest first, 16 bytes each; absent if there are none.
     pub const EARLIER_IDS: &str = "earlier_ids";
+    /// [`TotalsV2`](crate::store::records::TotalsV2), the counters of the whole store; absent while all are 0.
+    pub const TOTALS: &str = "totals";
     /// Written by the probe that finds out whether the disk takes writes again.
     pub const PROBE: &str = "probe";
 }
@@ -254,8 +256,6 @@ pub fn held_prefix(id: &TransactionId) -> Vec<u8> {
 /// What `tallies` counts.
 #[derive(Debug, Clone, Copy)]
 pub enum Tally<'a> {
-    /// [`TotalsV1`](super::records::TotalsV1).
-    Totals,
     /// [`BalanceV1`](super::records::BalanceV1) of an agent in a currency.
     Balance {
         /// The agent's number.
@@ -278,14 +278,12 @@ pub struct LoadKey<'a> {
     pub capability: &'a str,
 }
 
-const TOTALS: u8 = 0;
 const BALANCE: u8 = 1;
 const LOAD: u8 = 2;
 
 impl Tally<'_> {
     pub fn to_bytes(self) -> Vec<u8> {
         match self {
-            Self::Totals => vec![TOTALS],
             Self::Balance { agent, currency } => {
                 let mut bytes = Self::balances_of(agent);
                 bytes.extend_from_slice(currency.as_str().as_bytes());
@@ -318,7 +316,6 @@ impl Tally<'_> {
     pub fn parse(bytes: &[u8]) -> Option<ParsedTally<'_>> {
         let (kind, rest) = bytes.split_first()?;
         match *kind {
-            TOTALS if rest.is_empty() => Some(ParsedTally::Totals),
             BALANCE => {
                 let (agent, currency) = rest.split_first_chunk::<4>()?;
                 let currency = std::str::from_utf8(currency).ok()?;
@@ -341,7 +338,6 @@ impl Tally<'_> {
 /// A key of `tallies` that was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ParsedTally<'a> {
-    Totals,
     Balance { agent: u32, currency: &'a str },
     Load(LoadKey<'a>),
 }
@@ -399,7 +395,6 @@ mod tests {
         let euro = Currency::from_stored("EUR");
         let load = LoadKey { minute: 29_000_000, provider: 3, capability: "sql" };
         for (tally, expected) in [
-            (Tally::Totals, ParsedTally::Totals),
             (Tally::Balance { agent: 9, currency: &euro }, ParsedTally::Balance { agent: 9, currency: "EUR" }),
             (Tally::Load(load), ParsedTally::Load(load)),
         ] {

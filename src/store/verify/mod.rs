@@ -137,7 +137,6 @@ impl Check<'_> {
         for entry in self.snapshot.tallies(&runs, &[])? {
             let (key, row) = entry?;
             match Tally::parse(&key) {
-                Some(ParsedTally::Totals) => {}
                 Some(ParsedTally::Balance { agent, currency }) => {
                     let key = (agent, Currency::from_stored(currency));
                     let stored: BalanceV1 = codec::decode(&row)?;
