@@ -7,6 +7,9 @@
 //!
 //! Invariants: keys ascend, none is there twice.
 
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+use std::collections::binary_heap::PeekMut;
 use std::ops::Range;
 
 use super::block::{read_number, write_number};
@@ -186,29 +189,59 @@ pub fn merge(runs: &[Run<'_>]) -> Result<Vec<u8>, StoreError> {
 /// The changes of several runs in the order of their keys; of one key, the newest run's.
 #[derive(Debug)]
 pub struct Merge<'a> {
-    /// The oldest run's first.
-    cursors: Vec<Cursor<'a>>,
-    direction: Direction,
+    /// Those that have something left; whose entry comes next is on top.
+    cursors: BinaryHeap<Cursor<'a>>,
 }
 
 #[derive(Debug)]
 struct Cursor<'a> {
     run: Run<'a>,
+    /// How many runs are older.
+    age: usize,
     /// What was not read yet.
     rest: Range<usize>,
-    head: Option<(&'a [u8], Change<'a>)>,
+    key: &'a [u8],
+    change: Change<'a>,
+    direction: Direction,
 }
 
 impl<'a> Cursor<'a> {
-    fn advance(&mut self, direction: Direction) -> Result<(), StoreError> {
-        let next = match direction {
+    /// Goes to the next entry, if there is one.
+    fn advance(&mut self) -> Result<bool, StoreError> {
+        let next = match self.direction {
             Direction::Ascending => self.rest.next(),
             Direction::Descending => self.rest.next_back(),
         };
-        self.head = next.map(|index| self.run.entry(index)).transpose()?;
-        Ok(())
+        let Some(index) = next else { return Ok(false) };
+        (self.key, self.change) = self.run.entry(index)?;
+        Ok(true)
     }
 }
+
+/// Whose entry comes first is the greatest; of one key, the newest run's.
+impl Ord for Cursor<'_> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let by_key = match self.direction {
+            Direction::Ascending => other.key.cmp(self.key),
+            Direction::Descending => self.key.cmp(other.key),
+        };
+        by_key.then(self.age.cmp(&other.age))
+    }
+}
+
+impl PartialOrd for Cursor<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Cursor<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Cursor<'_> {}
 
 impl<'a> Merge<'a> {
     /// Of everything in `runs`, the oldest of which comes first.
@@ -234,16 +267,15 @@ impl<'a> Merge<'a> {
         parts: impl Iterator<Item = Result<(Run<'a>, Range<usize>), StoreError>>,
         direction: Direction,
     ) -> Result<Self, StoreError> {
-        let mut cursors = Vec::new();
-        for part in parts {
+        let mut cursors = BinaryHeap::new();
+        for (age, part) in parts.enumerate() {
             let (run, rest) = part?;
-            let mut cursor = Cursor { run, rest, head: None };
-            cursor.advance(direction)?;
-            if cursor.head.is_some() {
+            let mut cursor = Cursor { run, age, rest, key: &[], change: None, direction };
+            if cursor.advance()? {
                 cursors.push(cursor);
             }
         }
-        Ok(Self { cursors, direction })
+        Ok(Self { cursors })
     }
 }
 
@@ -251,21 +283,19 @@ impl<'a> Iterator for Merge<'a> {
     type Item = Result<(&'a [u8], Change<'a>), StoreError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let mut first: Option<(&'a [u8], Change<'a>)> = None;
-        for head in self.cursors.iter().filter_map(|cursor| cursor.head) {
-            let comes_first = first.is_none_or(|(key, _)| match self.direction {
-                Direction::Ascending => head.0 <= key,
-                Direction::Descending => head.0 >= key,
-            });
-            if comes_first {
-                first = Some(head);
-            }
-        }
-        let (key, change) = first?;
-        for cursor in &mut self.cursors {
-            if cursor.head.is_some_and(|(head, _)| head == key)
-                && let Err(error) = cursor.advance(self.direction)
-            {
+        let first = self.cursors.peek()?;
+        let (key, change) = (first.key, first.change);
+        // The first, and what older runs say of its key.
+        loop {
+            let advanced = match self.cursors.peek_mut() {
+                Some(mut cursor) if cursor.key == key => cursor.advance().map(|has_more| {
+                    if !has_more {
+                        PeekMut::pop(cursor);
+                    }
+                }),
+                _ => break,
+            };
+            if let Err(error) = advanced {
                 // Nothing behind the damage can be read.
                 self.cursors.clear();
                 return Some(Err(error));
