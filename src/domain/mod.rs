@@ -4,6 +4,7 @@
 //! by calling it. A value of one of these types is proof that it keeps its rules: parse at the edge, trust inside.
 
 pub mod agent;
+mod digits;
 pub mod entry;
 pub mod event;
 pub mod fold;

@@ -8,6 +8,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::digits::write_digits;
+
 const NANOS_PER_UNIT: i128 = 1_000_000_000;
 const INTEGER_DIGITS: i64 = 18;
 const FRACTION_DIGITS: i64 = 9;
@@ -177,11 +179,14 @@ fn write_nanos(nanos: i128, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let magnitude = nanos.unsigned_abs();
     let per_unit = NANOS_PER_UNIT.unsigned_abs();
     let (units, rest) = (magnitude / per_unit, magnitude % per_unit);
+    write!(f, "{sign}{units}")?;
     if rest == 0 {
-        return write!(f, "{sign}{units}");
+        return Ok(());
     }
-    let fraction = format!("{rest:09}");
-    write!(f, "{sign}{units}.{}", fraction.trim_end_matches('0'))
+    let mut fraction = *b".000000000";
+    write_digits(&mut fraction[1..], u32::try_from(rest).map_err(|_| fmt::Error)?);
+    let fraction = std::str::from_utf8(&fraction).map_err(|_| fmt::Error)?;
+    f.write_str(fraction.trim_end_matches('0'))
 }
 
 impl fmt::Display for Money {

@@ -7,6 +7,8 @@ use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::digits::write_digits;
+
 /// A point in time, in microseconds since 1970-01-01T00:00:00Z.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -98,17 +100,20 @@ impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let timestamp = jiff::Timestamp::from_microsecond(self.0).map_err(|_| fmt::Error)?;
         let civil = TimeZone::UTC.to_datetime(timestamp);
-        write!(
-            f,
-            "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:06}+00:00",
-            civil.year(),
-            civil.month(),
-            civil.day(),
-            civil.hour(),
-            civil.minute(),
-            civil.second(),
-            civil.subsec_nanosecond() / 1_000
-        )
+        let mut text = *b"0000-00-00T00:00:00.000000+00:00";
+        let fields: [(_, u32); 7] = [
+            (0..4, civil.year().unsigned_abs().into()),
+            (5..7, civil.month().unsigned_abs().into()),
+            (8..10, civil.day().unsigned_abs().into()),
+            (11..13, civil.hour().unsigned_abs().into()),
+            (14..16, civil.minute().unsigned_abs().into()),
+            (17..19, civil.second().unsigned_abs().into()),
+            (20..26, civil.subsec_nanosecond().unsigned_abs() / 1_000),
+        ];
+        for (place, number) in fields {
+            write_digits(&mut text[place], number);
+        }
+        f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
     }
 }
 
@@ -132,6 +137,11 @@ mod tests {
         let time = Timestamp::from_micros(1_795_391_431_767_109);
         assert_eq!(time.to_string(), "2026-11-22T23:50:31.767109+00:00");
         assert_eq!(Timestamp::parse(&time.to_string()), Ok(time));
+        for micros in [Timestamp::MIN.0, -62_135_596_800_000_001, -1, 0, 951_782_400_000_001, LATEST_MICROS] {
+            let time = Timestamp::from_micros(micros);
+            let civil = TimeZone::UTC.to_datetime(jiff::Timestamp::from_microsecond(micros).unwrap());
+            assert_eq!(time.to_string(), format!("{civil:.6}+00:00"));
+        }
         let before_1970 = Timestamp::from_micros(-1);
         assert_eq!(Timestamp::parse(&before_1970.to_string()), Ok(before_1970));
     }
