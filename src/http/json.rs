@@ -139,18 +139,21 @@ pub(crate) fn parse_object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Probl
     if !text.trim_start_matches([' ', '\t', '\r', '\n']).starts_with('{') {
         return Err(Problem::malformed("the body must be a JSON object"));
     }
-    let mut deserializer = serde_json::Deserializer::from_str(text);
-    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-        let path = error.path().to_string();
-        let reason = error.into_inner().to_string();
-        match repeated_field(&reason) {
-            Some(field) => Problem::malformed_at(field.to_owned(), reason),
-            None if path == "." => Problem::malformed(reason),
-            None => Problem::malformed_at(path.clone(), format!("{path}: {reason}")),
-        }
-    })?;
-    deserializer.end().map_err(|error| Problem::malformed(error.to_string()))?;
-    Ok(value)
+    // Keeping track of where it is takes as long as reading does, so that is done only to name a culprit.
+    serde_json::from_str(text)
+        .map_err(|error| culprit::<T>(text).unwrap_or_else(|| Problem::malformed(error.to_string())))
+}
+
+/// Which field it is that cannot be read, and why; `None` if it is what follows the object.
+fn culprit<T: DeserializeOwned>(text: &str) -> Option<Problem> {
+    let error = serde_path_to_error::deserialize::<_, T>(&mut serde_json::Deserializer::from_str(text)).err()?;
+    let path = error.path().to_string();
+    let reason = error.into_inner().to_string();
+    Some(match repeated_field(&reason) {
+        Some(field) => Problem::malformed_at(field.to_owned(), reason),
+        None if path == "." => Problem::malformed(reason),
+        None => Problem::malformed_at(path.clone(), format!("{path}: {reason}")),
+    })
 }
 
 /// The one fault that serde reports by name in its text alone, since it lies in no value's path.
