@@ -133,7 +133,7 @@ impl Connection {
         let mut connection = http.serve_connection(TokioIo::new(Wire::new(stream, Arc::clone(&watch))), service);
 
         let mut pace = Pace::new(&watch, &self.limits);
-        let mut timer = pin!(sleep_until(pace.deadline()));
+        let mut timer = pin!(sleep_until(Instant::now() + self.limits.head_deadline));
         let end = loop {
             tokio::select! {
                 biased;
@@ -180,16 +180,17 @@ fn poll_paced<F: Future<Output = Result<(), hyper::Error>>>(
     }
     loop {
         let deadline = pace.deadline();
-        if deadline < timer.deadline() {
+        if let Some(deadline) = deadline.filter(|deadline| *deadline < timer.deadline()) {
             timer.as_mut().reset(deadline);
         }
         if timer.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
         }
-        if deadline <= Instant::now() {
+        let now = Instant::now();
+        if deadline.is_some_and(|deadline| deadline <= now) {
             return Poll::Ready(End::Late(pace.phase));
         }
-        timer.as_mut().reset(deadline);
+        timer.as_mut().reset(deadline.unwrap_or(now + pace.limits.idle_deadline));
     }
 }
 
@@ -207,7 +208,8 @@ impl<'a> Pace<'a> {
         Self { watch, limits, phase: Phase::Fresh, since: Instant::now(), stopping: false }
     }
 
-    fn deadline(&mut self) -> Instant {
+    /// When it has taken too long; `None` while the gate keeps the time.
+    fn deadline(&mut self) -> Option<Instant> {
         let phase = Phase::of(self.watch);
         if phase != self.phase {
             (self.phase, self.since) = (phase, Instant::now());
@@ -218,10 +220,9 @@ impl<'a> Pace<'a> {
             Phase::Head { .. } => self.limits.head_deadline,
             Phase::Idle { .. } => self.limits.idle_deadline,
             Phase::Blocked { .. } => self.limits.write_deadline,
-            // Only looked at again; the gate ends a request that takes too long.
-            Phase::Busy => return Instant::now() + self.limits.idle_deadline,
+            Phase::Busy => return None,
         };
-        self.since + allowed
+        Some(self.since + allowed)
     }
 }
 
