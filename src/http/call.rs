@@ -3,11 +3,10 @@
 //! That order is 415 and 413 (the body is read), 400 (the query, the headers, then the body's shape), 422 (rules),
 //! 404 (the path's id last, since an impossible one is a missing entity). A handler reads downward in it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use axum::body::Body;
-use axum::extract::{FromRequest, FromRequestParts, MatchedPath, RawPathParams, Request};
 use axum::http::{HeaderMap, Method, request::Parts};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -29,8 +28,6 @@ pub(crate) const NDJSON: &str = "application/x-ndjson";
 pub(crate) struct Progress {
     /// Whether all that is wanted of the body has arrived, so that any further delay is ours.
     pub(crate) arrived: AtomicBool,
-    /// The route, once it is found.
-    pub(crate) route: OnceLock<MatchedPath>,
     /// The bytes that bodies may hold.
     pub(crate) budget: Budget,
 }
@@ -40,8 +37,9 @@ pub(crate) struct Progress {
 pub(crate) struct Call {
     parts: Parts,
     body: Option<Body>,
-    path: Option<RawPathParams>,
-    progress: Option<Arc<Progress>>,
+    /// The path's parameter, decoded; `None` for one that is not UTF-8.
+    parameter: Option<String>,
+    progress: Arc<Progress>,
 }
 
 /// Which form a batch has.
@@ -56,23 +54,12 @@ pub(crate) enum BatchForm {
 #[serde(deny_unknown_fields)]
 struct Nothing {}
 
-impl<S: Send + Sync> FromRequest<S> for Call {
-    type Rejection = std::convert::Infallible;
-
-    async fn from_request(request: Request, state: &S) -> Result<Self, Self::Rejection> {
-        let (mut parts, body) = request.into_parts();
-        // A path that is not UTF-8 has no parameters here, and so an impossible id.
-        let path = RawPathParams::from_request_parts(&mut parts, state).await.ok();
-        let progress = parts.extensions.get::<Arc<Progress>>().cloned();
-        if let (Some(progress), Some(route)) = (&progress, parts.extensions.remove::<MatchedPath>()) {
-            // Set here only, once a request.
-            progress.route.get_or_init(|| route);
-        }
-        Ok(Self { parts, body: Some(body), path, progress })
-    }
-}
-
 impl Call {
+    /// A request on a route; `parameter` is that of its path, decoded.
+    pub(crate) fn new(parts: Parts, body: Body, parameter: Option<String>, progress: Arc<Progress>) -> Self {
+        Self { parts, body: Some(body), parameter, progress }
+    }
+
     pub(crate) fn method(&self) -> &Method {
         &self.parts.method
     }
@@ -163,7 +150,7 @@ impl Call {
     /// # Errors
     /// 404 for an id that no agent can have.
     pub(crate) fn agent_id(&self) -> Result<AgentId, Problem> {
-        self.path_text("id")
+        self.parameter()
             .and_then(|text| AgentId::parse("agent_id", text).ok())
             .ok_or_else(|| Problem::impossible_id(Code::AgentNotFound))
     }
@@ -173,24 +160,20 @@ impl Call {
     /// # Errors
     /// 404 for an id that no transaction can have.
     pub(crate) fn transaction_id(&self) -> Result<TransactionId, Problem> {
-        self.path_text("id")
+        self.parameter()
             .filter(|text| (1..=TransactionId::LONGEST).contains(&text.chars().count()))
             .map(TransactionId::from_stored)
             .ok_or_else(|| Problem::impossible_id(Code::TransactionNotFound))
     }
 
-    /// A parameter of the path, percent-decoded.
-    pub(crate) fn path_text(&self, name: &str) -> Option<&str> {
-        self.path.as_ref()?.iter().find(|(given, _)| *given == name).map(|(_, text)| text)
+    /// The parameter of the path, decoded; empty on a route that has none.
+    pub(crate) fn parameter(&self) -> Option<&str> {
+        self.parameter.as_deref()
     }
 
     async fn read(&mut self, limit: usize) -> Result<Buffered, Problem> {
         let body = self.take_body();
-        let budget = match &self.progress {
-            Some(progress) => progress.budget.clone(),
-            None => Budget::new(limit),
-        };
-        let read = body::read(body, limit, &budget).await?;
+        let read = body::read(body, limit, &self.progress.budget).await?;
         self.arrived();
         Ok(read)
     }
@@ -200,9 +183,7 @@ impl Call {
     }
 
     fn arrived(&self) {
-        if let Some(progress) = &self.progress {
-            progress.arrived.store(true, Ordering::Relaxed);
-        }
+        self.progress.arrived.store(true, Ordering::Relaxed);
     }
 }
 

@@ -2,23 +2,23 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use axum::Router;
 use axum::body::Body;
-use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts};
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
-use tower::Service;
+use futures_util::future::poll_immediate;
 
 use super::answers::Answers;
 use super::body::{Budget, Shared, is_known_empty};
-use super::call::Progress;
+use super::call::{Call, Progress};
 use super::problem::{Code, Problem};
-use super::router::routes;
+use super::router::{Found, Router, no_route};
 use super::{Api, Limits};
 use crate::access::RequestHead;
 
@@ -43,19 +43,19 @@ impl Peer {
 }
 
 /// The API as a service that can be called without a connection; its requests are taken as coming over loopback.
-pub fn router(api: Api) -> Router {
+pub fn router(api: Api) -> axum::Router {
     let gate = Arc::new(Gate::new(api, &Limits::default()));
     let pass = |State(gate): State<Arc<Gate>>, request: Request| async move {
         gate.pass(request, &Peer::new(Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))))).await
     };
-    Router::new().fallback(pass).with_state(gate)
+    axum::Router::new().fallback(pass).with_state(gate)
 }
 
 /// The gate before the routes. It stands there so that a stranger does not learn which routes there are.
 #[derive(Debug)]
 pub(crate) struct Gate {
-    api: Api,
-    routes: Router,
+    api: Arc<Api>,
+    router: Router,
     budget: Budget,
     answers: Answers,
     deadline: Duration,
@@ -64,8 +64,8 @@ pub(crate) struct Gate {
 impl Gate {
     pub(crate) fn new(api: Api, limits: &Limits) -> Self {
         Self {
-            routes: routes(api.clone()),
-            api,
+            api: Arc::new(api),
+            router: Router::new(),
             budget: Budget::new(limits.buffered_bytes),
             answers: Answers::default(),
             deadline: limits.request_deadline,
@@ -75,20 +75,20 @@ impl Gate {
     /// Answers a request, whatever it is.
     pub(crate) async fn pass(&self, request: Request, peer: &Peer) -> Response {
         let started = Instant::now();
-        let method = method_label(request.method());
-        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
-        let waits_for_continue = waits_for_continue(request.headers());
+        let (parts, body) = request.into_parts();
+        let method = method_label(&parts.method);
+        let is_read = matches!(parts.method, Method::GET | Method::HEAD);
+        let waits_for_continue = waits_for_continue(&parts.headers);
+        // A body, if there is one, goes where its rest can be discarded when the handler is done.
+        let body = (!is_known_empty(&body)).then(|| Shared::new(body));
 
-        let (mut request, body) = share_body(request);
-        let progress = Arc::new(Progress {
-            arrived: AtomicBool::new(body.is_none()),
-            route: OnceLock::new(),
-            budget: self.budget.clone(),
-        });
-        request.extensions_mut().insert(Arc::clone(&progress));
-
-        let mut response = match self.admit(&request, peer) {
-            Ok(()) => self.answers.bound(self.handle(request, &progress, body.as_ref()).await, is_read),
+        let mut route = OTHER;
+        let mut response = match self.admit(&parts, peer) {
+            Ok(()) => {
+                let found = self.router.find(parts.uri.path());
+                route = found.as_ref().map_or(OTHER, |(route, _)| route.pattern);
+                self.answers.bound(self.handle(parts, body.as_ref(), found).await, is_read)
+            }
             Err(problem) => problem.into_response(),
         };
         if let Some(body) = body {
@@ -102,22 +102,21 @@ impl Gate {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
         }
-        let route = route_label(&progress);
         self.api.metrics.http_request(route, method, response.status().as_u16(), started.elapsed());
         response
     }
 
-    fn admit(&self, request: &Request, peer: &Peer) -> Result<(), Problem> {
-        let headers = request.headers();
+    fn admit(&self, parts: &Parts, peer: &Peer) -> Result<(), Problem> {
+        let headers = &parts.headers;
         let hosts = values(headers, &header::HOST);
         let origins = values(headers, &header::ORIGIN);
         self.api.access.check_origin(&RequestHead {
             hosts: &hosts,
-            authority: request.uri().authority().map(|authority| authority.as_str()),
+            authority: parts.uri.authority().map(|authority| authority.as_str()),
             origins: &origins,
             local: peer.local,
         })?;
-        if OPEN_ROUTES.contains(&request.uri().path()) {
+        if OPEN_ROUTES.contains(&parts.uri.path()) {
             return Ok(());
         }
         match values(headers, &header::AUTHORIZATION)[..] {
@@ -128,23 +127,30 @@ impl Gate {
         Ok(())
     }
 
-    /// Routes and handles, whatever happens meanwhile.
-    async fn handle(&self, request: Request, progress: &Progress, body: Option<&Shared>) -> Response {
-        // A router is always ready.
-        let handled = AssertUnwindSafe(self.routes.clone().call(request)).catch_unwind();
-        match tokio::time::timeout(self.deadline, handled).await {
-            Ok(Ok(Ok(response))) => response,
-            Ok(Ok(Err(never))) => match never {},
+    /// Has a request handled, whatever happens meanwhile.
+    async fn handle(&self, parts: Parts, body: Option<&Shared>, found: Option<Found>) -> Response {
+        let Some((route, parameter)) = found else { return no_route().into_response() };
+        let progress = Arc::new(Progress { arrived: AtomicBool::new(body.is_none()), budget: self.budget.clone() });
+        let given = body.map_or_else(Body::empty, |body| Body::new(body.clone()));
+        let call = Call::new(parts, given, parameter, Arc::clone(&progress));
+        let mut handled = pin!(AssertUnwindSafe(route.handle(Arc::clone(&self.api), call)).catch_unwind());
+        // Most need not wait for anything, and so no timer either.
+        let handled = match poll_immediate(&mut handled).await {
+            Some(handled) => Ok(handled),
+            None => tokio::time::timeout(self.deadline, handled).await,
+        };
+        match handled {
+            Ok(Ok(response)) => response,
             Ok(Err(_panic)) => {
                 // The panic hook has said where; its payload may hold what it pleases, and stays here.
-                tracing::error!(route = route_label(progress), "a handler panicked");
+                tracing::error!(route = route.pattern, "a handler panicked");
                 Problem::new(
                     Code::StoreUnavailable,
                     "the request failed for a fault of this server; its outcome is unknown",
                 )
                 .into_response()
             }
-            Err(_elapsed) => self.late(progress, body).into_response(),
+            Err(_elapsed) => self.late(&progress, body).into_response(),
         }
     }
 
@@ -162,20 +168,6 @@ impl Gate {
             ),
         )
     }
-}
-
-fn route_label(progress: &Progress) -> &str {
-    progress.route.get().map_or(OTHER, MatchedPath::as_str)
-}
-
-/// Puts a body, if there is one, where its rest can be discarded when the handler is done.
-fn share_body(request: Request) -> (Request, Option<Shared>) {
-    if is_known_empty(request.body()) {
-        return (request, None);
-    }
-    let (parts, body) = request.into_parts();
-    let shared = Shared::new(body);
-    (Request::from_parts(parts, Body::new(shared.clone())), Some(shared))
 }
 
 fn values<'a>(headers: &'a HeaderMap, name: &header::HeaderName) -> Vec<&'a [u8]> {

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
-
 use crate::domain::{NewTransaction, Refusal, Transaction};
 use crate::engine::Receipt;
 use crate::http::Api;
@@ -32,7 +30,7 @@ type Item = Result<NewTransaction, Problem>;
     )),
     responses((status = 200, description = "What became of each, in order", body = BatchResults))
 )]
-pub(crate) async fn record_batch(State(api): State<Arc<Api>>, mut call: Call) -> Answer {
+pub(crate) async fn record_batch(api: Arc<Api>, mut call: Call) -> Answer {
     let (body, form) = call.batch_body().await?;
     call.no_query()?;
     headers::no_idempotency_key(call.headers(), "give each item a transaction_id instead")?;

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
-
 use crate::engine;
 use crate::http::Api;
 use crate::http::call::Call;
@@ -26,7 +24,7 @@ use crate::http::reply::{Answer, Reply, read_aside};
     ),
     responses((status = 200, description = "The agents", body = Items<Profile>))
 )]
-pub(crate) async fn search_agents(State(api): State<Arc<Api>>, call: Call) -> Answer {
+pub(crate) async fn search_agents(api: Arc<Api>, call: Call) -> Answer {
     let search = Search::parse(call.query()?)?;
 
     let found = read_aside(move || api.engine.search(&search.query, search.limit)).await?;
@@ -43,7 +41,7 @@ pub(crate) async fn search_agents(State(api): State<Arc<Api>>, call: Call) -> An
     ),
     responses((status = 200, description = "The agents, in the order of their rank", body = Items<Profile>))
 )]
-pub(crate) async fn recommend_agents(State(api): State<Arc<Api>>, call: Call) -> Answer {
+pub(crate) async fn recommend_agents(api: Arc<Api>, call: Call) -> Answer {
     let asked = Recommendation::parse(call.query()?)?;
 
     let found = read_aside(move || api.engine.recommend(&asked.capability, asked.top_n, asked.include_busy)).await?;
@@ -59,7 +57,7 @@ pub(crate) async fn recommend_agents(State(api): State<Arc<Api>>, call: Call) ->
         (status = 404, description = "`no_match`"),
     )
 )]
-pub(crate) async fn least_loaded_agent(State(api): State<Arc<Api>>, call: Call) -> Answer {
+pub(crate) async fn least_loaded_agent(api: Arc<Api>, call: Call) -> Answer {
     let mut parameters = call.query()?;
     let capability = parameters.required("capability")?;
     parameters.finish()?;
@@ -78,7 +76,7 @@ pub(crate) async fn least_loaded_agent(State(api): State<Arc<Api>>, call: Call) 
         (status = 404, description = "`no_match`"),
     )
 )]
-pub(crate) async fn random_agent(State(api): State<Arc<Api>>, call: Call) -> Answer {
+pub(crate) async fn random_agent(api: Arc<Api>, call: Call) -> Answer {
     let mut parameters = call.query()?;
     let capability = parameters.optional("capability")?;
     parameters.finish()?;

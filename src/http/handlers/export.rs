@@ -6,7 +6,6 @@
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
-use axum::extract::State;
 use axum::http::HeaderValue;
 use futures_util::stream;
 
@@ -37,7 +36,7 @@ const CHUNK: usize = 256;
     ),
     responses((status = 200, description = "The transactions", body = TransactionShown, content_type = "application/x-ndjson"))
 )]
-pub(crate) async fn export_transactions(State(api): State<Arc<Api>>, call: Call) -> Answer {
+pub(crate) async fn export_transactions(api: Arc<Api>, call: Call) -> Answer {
     let filter = parse_filter(call.query()?)?;
 
     let export = read_aside(move || api.engine.export(&filter)).await?;

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
 use serde::de::DeserializeOwned;
 
 use crate::domain::{Decision, Role, TransactionStatus};
@@ -31,7 +30,7 @@ use crate::http::reply::{Answer, Reply, read_aside};
         (status = 409, description = "`transaction_id_conflict`: the id is taken, with other facts"),
     )
 )]
-pub(crate) async fn record_transaction(State(api): State<Arc<Api>>, mut call: Call) -> Answer {
+pub(crate) async fn record_transaction(api: Arc<Api>, mut call: Call) -> Answer {
     let body = call.json_body().await?;
     call.no_query()?;
     let key = call.idempotency_key()?;
@@ -55,7 +54,7 @@ pub(crate) async fn record_transaction(State(api): State<Arc<Api>>, mut call: Ca
         (status = 404, description = "`transaction_not_found`"),
     )
 )]
-pub(crate) async fn get_transaction(State(api): State<Arc<Api>>, call: Call) -> Answer {
+pub(crate) async fn get_transaction(api: Arc<Api>, call: Call) -> Answer {
     call.no_query()?;
     let id = call.transaction_id()?;
 
@@ -78,7 +77,7 @@ pub(crate) async fn get_transaction(State(api): State<Arc<Api>>, call: Call) -> 
     ),
     responses((status = 200, description = "One page", body = List<TransactionShown>))
 )]
-pub(crate) async fn list_transactions(State(api): State<Arc<Api>>, call: Call) -> Answer {
+pub(crate) async fn list_transactions(api: Arc<Api>, call: Call) -> Answer {
     let mut parameters = call.query()?;
     let limit = parameters.optional("limit")?;
     let cursor = parameters.optional("cursor")?;
@@ -135,7 +134,7 @@ pub(super) fn parse_filter(mut parameters: Query) -> Result<TransactionFilter, P
         (status = 409, description = "`invalid_transaction_state`: only from `pending`"),
     )
 )]
-pub(crate) async fn settle_transaction(State(api): State<Arc<Api>>, mut call: Call) -> Answer {
+pub(crate) async fn settle_transaction(api: Arc<Api>, mut call: Call) -> Answer {
     let body = call.optional_body().await?;
     call.no_query()?;
     let key = call.idempotency_key()?;
@@ -161,7 +160,7 @@ pub(crate) async fn settle_transaction(State(api): State<Arc<Api>>, mut call: Ca
         (status = 409, description = "`invalid_transaction_state`: only from `pending`"),
     )
 )]
-pub(crate) async fn cancel_transaction(State(api): State<Arc<Api>>, call: Call) -> Answer {
+pub(crate) async fn cancel_transaction(api: Arc<Api>, call: Call) -> Answer {
     decide(api, call, BodyIs::Optional, parse_or_default, CancelBody::decision).await
 }
 
@@ -179,7 +178,7 @@ pub(crate) async fn cancel_transaction(State(api): State<Arc<Api>>, call: Call) 
         (status = 409, description = "`invalid_transaction_state`: only from `pending` or `settled`"),
     )
 )]
-pub(crate) async fn dispute_transaction(State(api): State<Arc<Api>>, call: Call) -> Answer {
+pub(crate) async fn dispute_transaction(api: Arc<Api>, call: Call) -> Answer {
     decide(api, call, BodyIs::Optional, parse_or_default, DisputeBody::decision).await
 }
 
@@ -197,7 +196,7 @@ pub(crate) async fn dispute_transaction(State(api): State<Arc<Api>>, call: Call)
         (status = 409, description = "`invalid_transaction_state`: only while `disputed`"),
     )
 )]
-pub(crate) async fn add_evidence(State(api): State<Arc<Api>>, call: Call) -> Answer {
+pub(crate) async fn add_evidence(api: Arc<Api>, call: Call) -> Answer {
     decide(api, call, BodyIs::Required, |body| parse_object(body.bytes()), EvidenceBody::decision).await
 }
 
@@ -215,7 +214,7 @@ pub(crate) async fn add_evidence(State(api): State<Arc<Api>>, call: Call) -> Ans
         (status = 409, description = "`invalid_transaction_state`: only from `disputed`"),
     )
 )]
-pub(crate) async fn resolve_transaction(State(api): State<Arc<Api>>, call: Call) -> Answer {
+pub(crate) async fn resolve_transaction(api: Arc<Api>, call: Call) -> Answer {
     decide(api, call, BodyIs::Required, |body| parse_object(body.bytes()), ResolveBody::decision).await
 }
 
@@ -256,7 +255,7 @@ async fn decide<T: DeserializeOwned>(
         (status = 404, description = "`transaction_not_found`"),
     )
 )]
-pub(crate) async fn transaction_events(State(api): State<Arc<Api>>, call: Call) -> Answer {
+pub(crate) async fn transaction_events(api: Arc<Api>, call: Call) -> Answer {
     call.no_query()?;
     let id = call.transaction_id()?;
 
@@ -274,7 +273,7 @@ pub(crate) async fn transaction_events(State(api): State<Arc<Api>>, call: Call) 
         (status = 409, description = "`invalid_transaction_state`: only from `pending` or `settled`"),
     )
 )]
-pub(crate) async fn transaction_settlement(State(api): State<Arc<Api>>, call: Call) -> Answer {
+pub(crate) async fn transaction_settlement(api: Arc<Api>, call: Call) -> Answer {
     call.no_query()?;
     let id = call.transaction_id()?;
 

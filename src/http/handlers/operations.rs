@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode};
 
 use crate::engine::PageRequest;
@@ -18,7 +17,7 @@ use crate::http::reply::{Answer, Reply, read_aside};
 
 /// The sink that a path names.
 fn sink_of(call: &Call) -> Result<Sink, Problem> {
-    let name = call.path_text("sink").unwrap_or_default();
+    let name = call.parameter().unwrap_or_default();
     Sink::parse(name).ok_or_else(|| Problem::new(Code::NotFound, "there is no such sink; there are redis and postgres"))
 }
 
@@ -27,7 +26,7 @@ fn sink_of(call: &Call) -> Result<Sink, Problem> {
     get, path = "/livez", tag = "operations",
     responses((status = 200, description = "It does", body = Health))
 )]
-pub(crate) async fn livez(call: Call) -> Answer {
+pub(crate) async fn livez(_: Arc<Api>, call: Call) -> Answer {
     call.no_query()?;
 
     Reply::json(&Health { status: "alive" }).into()
@@ -43,7 +42,7 @@ pub(crate) async fn livez(call: Call) -> Answer {
         (status = 503, description = "`store_unavailable`: it does not; or, with `sync=1`, a sink is not reached"),
     )
 )]
-pub(crate) async fn readyz(State(api): State<Arc<Api>>, call: Call) -> Answer {
+pub(crate) async fn readyz(api: Arc<Api>, call: Call) -> Answer {
     let mut parameters = call.query()?;
     let sync = parameters.optional("sync")?;
     parameters.finish()?;
@@ -79,7 +78,7 @@ fn require_central(api: &Api) -> Result<(), Problem> {
     get, path = "/metrics", tag = "operations",
     responses((status = 200, description = "The metrics", body = String, content_type = "text/plain; version=0.0.4; charset=utf-8"))
 )]
-pub(crate) async fn metrics(State(api): State<Arc<Api>>, call: Call) -> Answer {
+pub(crate) async fn metrics(api: Arc<Api>, call: Call) -> Answer {
     call.no_query()?;
 
     let text = read_aside(move || Ok::<_, Problem>(api.metrics.render(&api.engine))).await?;
@@ -91,7 +90,7 @@ pub(crate) async fn metrics(State(api): State<Arc<Api>>, call: Call) -> Answer {
     get, path = "/v1/status", tag = "operations",
     responses((status = 200, description = "The state of this server", body = StatusShown))
 )]
-pub(crate) async fn status(State(api): State<Arc<Api>>, call: Call) -> Answer {
+pub(crate) async fn status(api: Arc<Api>, call: Call) -> Answer {
     call.no_query()?;
 
     let store = api.engine.status()?;
@@ -130,7 +129,7 @@ pub(crate) async fn status(State(api): State<Arc<Api>>, call: Call) -> Answer {
         (status = 404, description = "`not_found`: there is no such sink, or it is not configured"),
     )
 )]
-pub(crate) async fn retry_sink(State(api): State<Arc<Api>>, call: Call) -> Answer {
+pub(crate) async fn retry_sink(api: Arc<Api>, call: Call) -> Answer {
     ask_sink(&api, call, SinkRequest::Retry).await
 }
 
@@ -147,7 +146,7 @@ pub(crate) async fn retry_sink(State(api): State<Arc<Api>>, call: Call) -> Answe
         (status = 404, description = "`not_found`: there is no such sink, or it is not configured"),
     )
 )]
-pub(crate) async fn resync_sink(State(api): State<Arc<Api>>, call: Call) -> Answer {
+pub(crate) async fn resync_sink(api: Arc<Api>, call: Call) -> Answer {
     ask_sink(&api, call, SinkRequest::Resync).await
 }
 
@@ -179,7 +178,7 @@ async fn ask_sink(api: &Api, mut call: Call, request: SinkRequest) -> Answer {
         (status = 404, description = "`not_found`: there is no such sink"),
     )
 )]
-pub(crate) async fn parked_entries(State(api): State<Arc<Api>>, call: Call) -> Answer {
+pub(crate) async fn parked_entries(api: Arc<Api>, call: Call) -> Answer {
     let mut parameters = call.query()?;
     let limit = parameters.optional("limit")?;
     let cursor = parameters.optional("cursor")?;
@@ -198,7 +197,7 @@ pub(crate) async fn parked_entries(State(api): State<Arc<Api>>, call: Call) -> A
     get, path = "/openapi.json", tag = "operations",
     responses((status = 200, description = "The OpenAPI document", body = serde_json::Value))
 )]
-pub(crate) async fn openapi_document(call: Call) -> Answer {
+pub(crate) async fn openapi_document(_: Arc<Api>, call: Call) -> Answer {
     call.no_query()?;
 
     Reply::text(openapi::DOCUMENT, HeaderValue::from_static("application/json")).into()

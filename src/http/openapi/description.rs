@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::Path;
 
-use utoipa::ToSchema;
 use utoipa::openapi::path::{Operation, PathItem};
 use utoipa::openapi::schema::{AdditionalProperties, ArrayItems, KnownFormat, Schema, SchemaFormat, SchemaType, Type};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
@@ -11,19 +10,20 @@ use utoipa::openapi::{
     Components, ContentBuilder, InfoBuilder, OpenApi, OpenApiBuilder, Paths, Ref, RefOr, Required, Response,
     ResponseBuilder,
 };
+use utoipa::{OpenApi as _, ToSchema};
 
 use super::DOCUMENT;
 use crate::http::dto::agents::Balance;
 use crate::http::dto::schema;
 use crate::http::problem::{PROBLEM_JSON, ProblemDocument};
-use crate::http::router::described_routes;
+use crate::http::router::Described;
 
 /// Set to have the file written instead of compared.
 const WRITE: &str = "TRADEPOST_WRITE_OPENAPI";
 
 #[test]
 fn the_file_says_what_the_handlers_do() {
-    let mut document = described_routes(preamble()).into_openapi();
+    let mut document = preamble().merge_from(Described::openapi());
     complete(&mut document);
     let text = document.to_pretty_json().expect("the document is strings, numbers, lists and maps") + "\n";
     if std::env::var_os(WRITE).is_some() {
