@@ -103,7 +103,7 @@ pub fn serve(settings: ServeSettings) -> Result<(), ServeError> {
         .build()
         .map_err(ServeError::io("cannot start the runtime"))?;
     let info = Arc::new(ServerInfo { version: env!("CARGO_PKG_VERSION"), started, listen: ArcSwap::default() });
-    let api = Api { engine: engine.clone(), metrics: metrics.clone(), access: Arc::clone(&access), info };
+    let api = Api::new(engine.clone(), metrics.clone(), Arc::clone(&access), info);
     let sync_thread = sync.map(sync::spawn).transpose().map_err(ServeError::io("cannot start replication"))?;
     let served = runtime.block_on(run(api, settings.metrics_listen, tcp, tls, unix.zip(socket), stopped));
     // Reads that still run on the runtime's threads end with their process; they hold nothing that must be closed.

@@ -91,7 +91,7 @@ impl Server {
         let address = listener.local_addr().expect("a bound listener has an address");
         let info = ServerInfo { version: "bench", started: Instant::now(), listen: arc_swap::ArcSwap::default() };
         let access = Arc::new(Access::new(Vec::new(), None));
-        let api = Api { engine: engine.clone(), metrics, access, info: Arc::new(info) };
+        let api = Api::new(engine.clone(), metrics, access, Arc::new(info));
         let (stop, stopped) = watch::channel(false);
         let serving = runtime.spawn(serve(vec![Listener::Tcp(listener)], api, stopped, Limits::default()));
         Self { runtime, address, engine, agents, stop, serving }

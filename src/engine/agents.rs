@@ -1,12 +1,14 @@
 //! The commands of the registry.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::command::{Command, Effect, Once, Receipt, Repeatable, Session, Stop};
+use super::directory::Entry;
 use super::error::Error;
 use super::lease::Lease;
 use crate::domain::{
-    Agent, AgentId, AgentPatch, Counters, Delta, Refusal, Registration, Reputation, Timestamp, Weight, agent,
+    Agent, AgentId, AgentPatch, Counters, Delta, NodeId, Refusal, Registration, Reputation, Timestamp, Weight, agent,
 };
 use crate::metrics::{Metrics, RegisterResult};
 use crate::store::Publish;
@@ -70,16 +72,53 @@ impl Precondition {
     }
 }
 
+impl LeaseState {
+    fn of(lease: &Lease, expired: bool, local: bool, monotonic: Duration) -> Self {
+        match !expired && lease.is_live(monotonic) {
+            false => Self::Expired,
+            true if !local && lease.is_stale(monotonic) => Self::Stale,
+            true => Self::Live,
+        }
+    }
+}
+
 impl Profile {
-    pub(super) fn new(agent: Agent, lease: &Lease, monotonic: std::time::Duration, local: bool) -> Self {
-        let live = !agent.expired && lease.is_live(monotonic);
+    pub(super) fn new(agent: Agent, lease: &Lease, monotonic: Duration, local: bool) -> Self {
         let expires_at = lease.expires_at();
-        let lease = match live {
-            false => LeaseState::Expired,
-            true if !local && lease.is_stale(monotonic) => LeaseState::Stale,
-            true => LeaseState::Live,
-        };
+        let lease = LeaseState::of(lease, agent.expired, local, monotonic);
         Self { agent, expires_at, lease, local }
+    }
+}
+
+/// What the directory shows of an agent: its lease as it is now, and whether all else is what it was.
+#[derive(Debug, Clone)]
+pub struct Glimpse {
+    entry: Arc<Entry>,
+    /// When its lease ends or ended.
+    pub expires_at: Timestamp,
+    /// Whether its lease runs.
+    pub lease: LeaseState,
+    local: bool,
+}
+
+impl Glimpse {
+    pub(super) fn new(entry: &Arc<Entry>, node_id: NodeId, monotonic: Duration) -> Self {
+        let local = entry.version.node_id == node_id || !entry.claimed;
+        let lease = LeaseState::of(&entry.lease, entry.expired, local, monotonic);
+        Self { entry: Arc::clone(entry), expires_at: entry.lease.expires_at(), lease, local }
+    }
+
+    /// Whether the [`Profile`] of the other one differs from that of this one in its lease at most: an agent that is
+    /// written anew has a new entry in the directory.
+    pub fn shows_the_same_as(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.entry, &other.entry) && self.local == other.local
+    }
+
+    /// A number below `places`, a power of two: the same one for as long as all but the lease is the same.
+    pub fn spread(&self, places: usize) -> usize {
+        // Fibonacci hashing (Knuth, The Art of Computer Programming, 6.4) of an address, whose lowest bits are all alike.
+        let address = Arc::as_ptr(&self.entry).addr() as u64;
+        (address.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & (places - 1)
     }
 }
 

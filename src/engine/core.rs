@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 use tokio::sync::watch;
 
 use super::directory::Directory;
@@ -76,8 +76,8 @@ impl Core {
     }
 
     /// The view of the last commit.
-    pub fn view(&self) -> Arc<View> {
-        self.view.load_full()
+    pub fn view(&self) -> Guard<Arc<View>> {
+        self.view.load()
     }
 
     /// Puts a new view in the place of the last, and says how far the store has come.

@@ -33,7 +33,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use redb::StorageBackend;
 
-pub use self::agents::{LeaseState, Precondition, Profile};
+pub use self::agents::{Glimpse, LeaseState, Precondition, Profile};
 pub use self::command::{Idempotency, Receipt};
 pub use self::error::Error;
 pub use self::pending::Pending;

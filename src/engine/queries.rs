@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::Engine;
-use super::agents::Profile;
+use super::agents::{Glimpse, Profile};
 use super::core::View;
 use super::cursor;
 use super::directory::{Entry, merged};
@@ -108,6 +108,13 @@ impl Engine {
         let view = self.core().view();
         let agent = self.core().store.snapshot()?.agent(id)?.ok_or_else(|| Refusal::AgentNotFound(id.clone()))?;
         Ok(self.profile(agent, &view))
+    }
+
+    /// What the directory shows of an agent, without looking into the store; `None` also for one that is not listed yet.
+    pub fn glimpse(&self, id: &AgentId) -> Option<Glimpse> {
+        let core = self.core();
+        let view = core.view();
+        Some(Glimpse::new(view.directory.get(id)?, core.store.node_id(), core.clock.monotonic()))
     }
 
     /// A page of agents.

@@ -17,6 +17,7 @@ mod headers;
 mod json;
 mod openapi;
 mod problem;
+mod profiles;
 mod query;
 mod reply;
 mod router;
@@ -31,6 +32,7 @@ use arc_swap::ArcSwap;
 pub use gate::router;
 pub use server::{Listener, serve};
 
+use self::profiles::Profiles;
 use crate::access::Access;
 use crate::engine::Engine;
 use crate::metrics::Metrics;
@@ -46,6 +48,14 @@ pub struct Api {
     pub access: Arc<Access>,
     /// What `/v1/status` says of this process.
     pub info: Arc<ServerInfo>,
+    profiles: Arc<Profiles>,
+}
+
+impl Api {
+    /// The API over an engine.
+    pub fn new(engine: Engine, metrics: Metrics, access: Arc<Access>, info: Arc<ServerInfo>) -> Self {
+        Self { engine, metrics, access, info, profiles: Arc::default() }
+    }
 }
 
 impl fmt::Debug for Api {

@@ -13,6 +13,17 @@ use super::problem::Problem;
 
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
+/// Most answers are shorter.
+const USUAL_BYTES: usize = 1_024;
+
+/// One of our own types as JSON.
+pub(crate) fn to_json(value: &impl Serialize) -> Vec<u8> {
+    let mut text = Vec::with_capacity(USUAL_BYTES);
+    // They have text for keys, and no serializer that fails.
+    serde_json::to_writer(&mut text, value).expect("answers are made of strings, numbers, lists and maps");
+    text
+}
+
 /// What a handler comes to.
 pub(crate) type Answer = Result<Response, Problem>;
 
@@ -23,9 +34,11 @@ pub(crate) struct Reply(Response);
 impl Reply {
     /// 200 with a JSON body.
     pub(crate) fn json(body: &impl Serialize) -> Self {
-        // Our own types have string keys and no failing serializer.
-        let text =
-            serde_json::to_vec(body).expect("answers are made of strings, numbers, lists and maps with text keys");
+        Self::json_text(to_json(body))
+    }
+
+    /// 200 with a body that is JSON already.
+    pub(crate) fn json_text(text: Vec<u8>) -> Self {
         Self::text(text, HeaderValue::from_static("application/json"))
     }
 

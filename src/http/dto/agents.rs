@@ -1,6 +1,7 @@
 //! Agents on the wire.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -15,6 +16,7 @@ use crate::domain::{
 use crate::engine::{self, LeaseState};
 use crate::http::json::{Decimal, Field, Integer, Number, Object};
 use crate::http::problem::Problem;
+use crate::http::reply::to_json;
 
 /// An agent that registers, or replaces what it said before.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -323,7 +325,7 @@ pub(crate) struct ReputationShown {
 }
 
 #[derive(Debug, Serialize, ToSchema)]
-struct Lease {
+pub(crate) struct Lease {
     #[schema(minimum = 1, maximum = 2_592_000)]
     ttl_seconds: u32,
     #[schema(value_type = schema::Time)]
@@ -371,17 +373,25 @@ impl<'a> From<&'a engine::Profile> for Profile<'a> {
             reputation: agent.reputation.into(),
             metadata: super::transactions::raw(&agent.metadata),
             revision: agent.revision,
-            lease: Lease {
-                ttl_seconds: agent.ttl.seconds(),
-                expires_at: Shown(profile.expires_at),
-                state: match profile.lease {
-                    LeaseState::Live => "live",
-                    LeaseState::Expired => "expired",
-                    LeaseState::Stale => "stale",
-                },
-            },
+            lease: Lease::of(agent.ttl.seconds(), profile.expires_at, profile.lease),
             origin: Origin { node_id: Shown(agent.node_id()), local: profile.local },
         }
+    }
+}
+
+impl Profile<'_> {
+    /// Where the lease stands in `text`, which is this profile as JSON.
+    pub(crate) fn lease_within(&self, text: &[u8]) -> Range<usize> {
+        // What follows it: the last of the fields, and the end.
+        let origin = to_json(&self.origin).len() + r#","origin":}"#.len();
+        let end = text.len() - origin;
+        end - to_json(&self.lease).len()..end
+    }
+}
+
+impl Lease {
+    pub(crate) fn of(ttl_seconds: u32, expires_at: Timestamp, state: LeaseState) -> Self {
+        Self { ttl_seconds, expires_at: Shown(expires_at), state: state.as_str() }
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
 use axum::http::StatusCode;
 
 use crate::domain::ranking::RankBy;
@@ -30,7 +29,7 @@ use crate::metrics::RegisterResult;
         (status = 409, description = "`agent_already_registered`: a live agent has the id"),
     )
 )]
-pub(crate) async fn register_agent(State(api): State<Arc<Api>>, mut call: Call) -> Answer {
+pub(crate) async fn register_agent(api: Arc<Api>, mut call: Call) -> Answer {
     let body = call.json_body().await?;
     call.no_query()?;
     let key = call.idempotency_key()?;
@@ -63,7 +62,7 @@ pub(crate) async fn register_agent(State(api): State<Arc<Api>>, mut call: Call) 
         (status = 412, description = "`revision_mismatch`"),
     )
 )]
-pub(crate) async fn replace_agent(State(api): State<Arc<Api>>, mut call: Call) -> Answer {
+pub(crate) async fn replace_agent(api: Arc<Api>, mut call: Call) -> Answer {
     let body = call.json_body().await?;
     call.no_query()?;
     let when = headers::precondition(call.headers())?;
@@ -92,18 +91,20 @@ pub(crate) async fn replace_agent(State(api): State<Arc<Api>>, mut call: Call) -
         (status = 404, description = "`agent_not_found`"),
     )
 )]
-pub(crate) async fn get_agent(State(api): State<Arc<Api>>, call: Call) -> Answer {
+pub(crate) async fn get_agent(api: Arc<Api>, call: Call) -> Answer {
     call.no_query()?;
     let unchanged = headers::unchanged_since(call.headers())?;
     let id = call.agent_id()?;
 
-    let profile = api.engine.agent(&id)?;
-    let revision = profile.agent.revision;
-    let reply = if unchanged(revision) {
-        Reply::empty(StatusCode::NOT_MODIFIED)
-    } else {
-        Reply::json(&Profile::from(&profile))
+    let glimpse = api.engine.glimpse(&id);
+    let (text, revision) = match glimpse.as_ref().and_then(|glimpse| api.profiles.answer(glimpse)) {
+        Some(kept) => kept,
+        None => {
+            let profile = api.engine.agent(&id)?;
+            (api.profiles.write(glimpse, &profile), profile.agent.revision)
+        }
     };
+    let reply = if unchanged(revision) { Reply::empty(StatusCode::NOT_MODIFIED) } else { Reply::json_text(text) };
     reply.tagged(revision).into()
 }
 
@@ -122,7 +123,7 @@ pub(crate) async fn get_agent(State(api): State<Arc<Api>>, call: Call) -> Answer
         (status = 412, description = "`revision_mismatch`"),
     )
 )]
-pub(crate) async fn update_agent(State(api): State<Arc<Api>>, mut call: Call) -> Answer {
+pub(crate) async fn update_agent(api: Arc<Api>, mut call: Call) -> Answer {
     let body = call.json_body().await?;
     call.no_query()?;
     let when = headers::precondition(call.headers())?;
@@ -147,7 +148,7 @@ pub(crate) async fn update_agent(State(api): State<Arc<Api>>, mut call: Call) ->
         (status = 412, description = "`revision_mismatch`"),
     )
 )]
-pub(crate) async fn unregister_agent(State(api): State<Arc<Api>>, mut call: Call) -> Answer {
+pub(crate) async fn unregister_agent(api: Arc<Api>, mut call: Call) -> Answer {
     let body = call.optional_body().await?;
     call.no_query()?;
     let when = headers::precondition(call.headers())?;
@@ -169,7 +170,7 @@ pub(crate) async fn unregister_agent(State(api): State<Arc<Api>>, mut call: Call
         (status = 409, description = "`agent_not_local`: it belongs to another node"),
     )
 )]
-pub(crate) async fn heartbeat_agent(State(api): State<Arc<Api>>, mut call: Call) -> Answer {
+pub(crate) async fn heartbeat_agent(api: Arc<Api>, mut call: Call) -> Answer {
     let body = call.optional_body().await?;
     call.no_query()?;
     headers::no_idempotency_key(call.headers(), "a heartbeat can be repeated as it is")?;
@@ -194,7 +195,7 @@ pub(crate) async fn heartbeat_agent(State(api): State<Arc<Api>>, mut call: Call)
         (status = 404, description = "`agent_not_found`"),
     )
 )]
-pub(crate) async fn observe_outcome(State(api): State<Arc<Api>>, mut call: Call) -> Answer {
+pub(crate) async fn observe_outcome(api: Arc<Api>, mut call: Call) -> Answer {
     let body = call.json_body().await?;
     call.no_query()?;
     let key = call.idempotency_key()?;
@@ -220,7 +221,7 @@ pub(crate) async fn observe_outcome(State(api): State<Arc<Api>>, mut call: Call)
         (status = 404, description = "`agent_not_found`"),
     )
 )]
-pub(crate) async fn adjust_reputation(State(api): State<Arc<Api>>, mut call: Call) -> Answer {
+pub(crate) async fn adjust_reputation(api: Arc<Api>, mut call: Call) -> Answer {
     let body = call.json_body().await?;
     call.no_query()?;
     let key = call.idempotency_key()?;
@@ -247,7 +248,7 @@ pub(crate) async fn adjust_reputation(State(api): State<Arc<Api>>, mut call: Cal
     ),
     responses((status = 200, description = "One page", body = List<Profile>))
 )]
-pub(crate) async fn list_agents(State(api): State<Arc<Api>>, call: Call) -> Answer {
+pub(crate) async fn list_agents(api: Arc<Api>, call: Call) -> Answer {
     let mut parameters = call.query()?;
     let capability = parameters.optional("capability")?;
     let availability = parameters.optional("availability")?;
@@ -280,7 +281,7 @@ pub(crate) async fn list_agents(State(api): State<Arc<Api>>, call: Call) -> Answ
     get, path = "/v1/capabilities", tag = "registry",
     responses((status = 200, description = "Capability to number of agents", body = schema::CapabilityCounts))
 )]
-pub(crate) async fn count_capabilities(State(api): State<Arc<Api>>, call: Call) -> Answer {
+pub(crate) async fn count_capabilities(api: Arc<Api>, call: Call) -> Answer {
     call.no_query()?;
 
     Reply::json(&api.engine.capabilities()).into()
@@ -295,7 +296,7 @@ pub(crate) async fn count_capabilities(State(api): State<Arc<Api>>, call: Call) 
         (status = 404, description = "`agent_not_found`: no agent can have this id"),
     )
 )]
-pub(crate) async fn agent_balance(State(api): State<Arc<Api>>, call: Call) -> Answer {
+pub(crate) async fn agent_balance(api: Arc<Api>, call: Call) -> Answer {
     call.no_query()?;
     let id = call.agent_id()?;
 

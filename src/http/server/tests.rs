@@ -58,12 +58,8 @@ async fn start(limits: Limits, token: Option<&str>) -> Server {
     let clock = Arc::new(FragileClock::default());
     let options = Options { metrics: metrics.clone(), clock: clock.clone(), ..Options::new(Location::Memory) };
     let info = ServerInfo { version: "0", started: Instant::now(), listen: ArcSwap::default() };
-    let api = Api {
-        engine: Engine::open(options).unwrap(),
-        metrics,
-        access: Arc::new(Access::new(Vec::new(), token.map(Into::into))),
-        info: Arc::new(info),
-    };
+    let access = Access::new(Vec::new(), token.map(Into::into));
+    let api = Api::new(Engine::open(options).unwrap(), metrics, Arc::new(access), Arc::new(info));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = watch::channel(false);

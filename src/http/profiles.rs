@@ -1,0 +1,148 @@
+//! Answers to look-ups, kept as they were written: most agents are looked at far more often than they change.
+//!
+//! An answer is kept with the [`Glimpse`] of the agent that it was made for, and is of use for as long as the directory
+//! shows the same. Only the lease is written anew each time, for heartbeats move it.
+//!
+//! There is a fixed number of places, and the agent's place in the directory decides which one is its own; whoever comes
+//! later takes it. So the memory is bounded, and nobody waits.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+
+use super::dto::agents::{Lease, Profile};
+use super::reply::to_json;
+use crate::engine::{self, Glimpse};
+
+/// A power of two.
+const PLACES: usize = 16_384;
+/// Longer answers are made each time.
+const LONGEST: usize = 1_024;
+/// How long a lease is as JSON, at most.
+const LEASE: usize = 128;
+
+/// The answers that are kept.
+pub(crate) struct Profiles {
+    places: Box<[ArcSwapOption<Kept>]>,
+}
+
+struct Kept {
+    glimpse: Glimpse,
+    revision: u64,
+    ttl_seconds: u32,
+    text: Vec<u8>,
+    /// Where the lease stands in the text.
+    lease: Range<usize>,
+}
+
+impl Default for Profiles {
+    fn default() -> Self {
+        Self { places: std::iter::repeat_with(ArcSwapOption::empty).take(PLACES).collect() }
+    }
+}
+
+impl Profiles {
+    /// The answer for this agent as it is now, and its revision, if one is kept.
+    pub(crate) fn answer(&self, glimpse: &Glimpse) -> Option<(Vec<u8>, u64)> {
+        let kept = self.place_of(glimpse).load();
+        let kept = kept.as_ref().filter(|kept| kept.glimpse.shows_the_same_as(glimpse))?;
+        let mut text = Vec::with_capacity(kept.text.len() + LEASE);
+        text.extend_from_slice(&kept.text[..kept.lease.start]);
+        let lease = Lease::of(kept.ttl_seconds, glimpse.expires_at, glimpse.lease);
+        serde_json::to_writer(&mut text, &lease).ok()?;
+        text.extend_from_slice(&kept.text[kept.lease.end..]);
+        Some((text, kept.revision))
+    }
+
+    /// Writes the answer for an agent, and keeps it. The glimpse was taken before the profile was read.
+    pub(crate) fn write(&self, glimpse: Option<Glimpse>, profile: &engine::Profile) -> Vec<u8> {
+        let shown = Profile::from(profile);
+        let text = to_json(&shown);
+        if let Some(glimpse) = glimpse.filter(|_| text.len() <= LONGEST) {
+            let lease = shown.lease_within(&text);
+            let (revision, ttl_seconds) = (profile.agent.revision, profile.agent.ttl.seconds());
+            let kept = Kept { revision, ttl_seconds, text: text.clone(), lease, glimpse };
+            self.place_of(&kept.glimpse).store(Some(Arc::new(kept)));
+        }
+        text
+    }
+
+    fn place_of(&self, glimpse: &Glimpse) -> &ArcSwapOption<Kept> {
+        &self.places[glimpse.spread(PLACES)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::domain::{AgentId, Timestamp, Weight};
+    use crate::engine::{Engine, Location, Options, Precondition};
+    use crate::http::dto::agents::{PatchBody, RegistrationBody};
+    use crate::http::json::parse_object;
+
+    /// Microseconds since it was made, turned by hand.
+    #[derive(Debug, Default)]
+    struct Turned(AtomicU64);
+
+    impl Clock for Turned {
+        fn now(&self) -> Timestamp {
+            Timestamp::parse("2026-11-22T23:50:31Z").unwrap().after(self.monotonic())
+        }
+
+        fn monotonic(&self) -> Duration {
+            Duration::from_micros(self.0.load(Ordering::SeqCst))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_is_what_would_be_written_anew() {
+        let clock = Arc::new(Turned::default());
+        let options = Options { clock: clock.clone(), ..Options::new(Location::Memory) };
+        let engine = Engine::open(options).unwrap();
+        let profiles = Profiles::default();
+        let id = AgentId::from_stored("thon");
+        // Whether it was kept, while it was always what the store says.
+        let look = || {
+            let glimpse = engine.glimpse(&id).expect("it is there");
+            let kept = profiles.answer(&glimpse);
+            let profile = engine.agent(&id).expect("it is there");
+            let anew = profiles.write(Some(glimpse), &profile);
+            assert_eq!(anew, to_json(&Profile::from(&profile)));
+            kept.inspect(|kept| assert_eq!(*kept, (anew, profile.agent.revision))).is_some()
+        };
+        let body = br#"{"agent_id":"thon","name":",\"origin\":{","capabilities":["sql"],"cost_per_task":1.5,
+            "metadata":{"lease":{"ttl_seconds":10},"origin":{}},"ttl_seconds":10}"#;
+        let registration = parse_object::<RegistrationBody>(body).unwrap().registration().unwrap();
+        engine.register(registration, None).await.unwrap();
+        assert!(!look() && look());
+
+        clock.0.fetch_add(3_000_000, Ordering::SeqCst);
+        let renewed = engine.heartbeat(&id).await.unwrap();
+        assert!(look(), "only the lease was renewed");
+        assert_eq!(engine.glimpse(&id).unwrap().expires_at, renewed);
+
+        engine.observe_outcome(id.clone(), true, Weight::default(), None).await.unwrap();
+        assert!(!look() && look());
+        let patch = parse_object::<PatchBody>(br#"{"metadata":{}}"#).unwrap().patch().unwrap();
+        engine.update(id.clone(), patch, Precondition::None).await.unwrap();
+        assert!(!look() && look());
+
+        clock.0.fetch_add(20_000_000, Ordering::SeqCst);
+        look();
+        let expired = profiles.answer(&engine.glimpse(&id).unwrap()).unwrap().0;
+        assert!(String::from_utf8(expired).unwrap().contains(r#""state":"expired""#));
+        engine.unregister(id.clone(), Precondition::None).await.unwrap();
+        assert!(engine.glimpse(&id).is_none());
+    }
+
+    #[test]
+    fn places_are_few_and_answers_short() {
+        let most = PLACES * (LONGEST + size_of::<Kept>());
+        assert!(PLACES.is_power_of_two() && most < 24 * 1024 * 1024, "{most}");
+    }
+}
