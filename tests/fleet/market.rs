@@ -47,7 +47,7 @@ pub struct Process {
 /// A fleet and its central systems.
 pub struct Market<'a> {
     servers: &'a Servers,
-    pub centre: Centre,
+    pub centre: Centre<'a>,
     time: Arc<TrueTime>,
     now: Duration,
     pub nodes: Vec<Node>,
