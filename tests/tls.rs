@@ -177,7 +177,7 @@ fn a_sink_that_is_not_believed_is_told_nothing_which_is_seen_and_heals() {
     for (words, certified) in &strangers {
         show(certified);
         for name in ["redis", "postgres"] {
-            sidecar.client().post_nothing(&format!("/v1/sync/{name}/retry")).expect(202);
+            sidecar.client().post_nothing(format!("/v1/sync/{name}/retry")).expect(202);
             let halted = wait_for(&format!("{name} to be refused as {words}"), || {
                 let sink = sink(&sidecar, name);
                 (sink["state"] == "halted" && sink["last_error"].as_str()?.contains(words)).then_some(sink)
