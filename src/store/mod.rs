@@ -52,7 +52,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use rand::Rng;
-use redb::{Durability, ReadableDatabase, StorageBackend};
+use redb::{Database, Durability, ReadableDatabase, StorageBackend};
 
 pub use absorb::Merged;
 pub use batch::Batch;
@@ -286,22 +286,14 @@ impl Store {
     }
 
     /// Writes, syncs and removes a row of [`PROBE_BYTES`], to find out whether the disk takes writes.
+    ///
+    /// # Errors
+    ///
+    /// As for [`write`](Self::write).
     pub fn probe(&self) -> Result<(), StoreError> {
         let opened = self.opened.load();
         let opened = opened.as_ref().ok_or(StoreError::Closed)?;
-        for fill in [true, false] {
-            let transaction = opened.database.begin_write()?;
-            {
-                let mut table = transaction.open_table(tables::META)?;
-                if fill {
-                    table.insert(meta::PROBE, vec![0xa5; PROBE_BYTES].as_slice())?;
-                } else {
-                    table.remove(meta::PROBE)?;
-                }
-            }
-            transaction.commit()?;
-        }
-        Ok(())
+        probe(&opened.database).inspect_err(|_| opened.failed.store(true, Ordering::Relaxed))
     }
 
     /// Throws the open database away and opens the file anew, checking every page's checksum. Snapshots of the old
@@ -359,5 +351,81 @@ impl Store {
 
     fn backend(&self) -> Result<Arc<dyn StorageBackend>, StoreError> {
         self.backend.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(StoreError::Closed)
+    }
+}
+
+fn probe(database: &Database) -> Result<(), StoreError> {
+    for fill in [true, false] {
+        let transaction = database.begin_write()?;
+        {
+            let mut table = transaction.open_table(tables::META)?;
+            if fill {
+                table.insert(meta::PROBE, vec![0xa5; PROBE_BYTES].as_slice())?;
+            } else {
+                table.remove(meta::PROBE)?;
+            }
+        }
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::atomic::AtomicBool;
+
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+
+    use super::*;
+
+    /// A file whose syncs fail for as long as it is told so.
+    #[derive(Debug)]
+    struct Unsteady {
+        file: Arc<dyn StorageBackend>,
+        fails: AtomicBool,
+    }
+
+    impl StorageBackend for Unsteady {
+        fn len(&self) -> io::Result<u64> {
+            self.file.len()
+        }
+
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            self.file.read(offset, out)
+        }
+
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.file.set_len(len)
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            if self.fails.load(Ordering::SeqCst) { Err(io::Error::other("injected")) } else { self.file.sync_data() }
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            self.file.write(offset, data)
+        }
+    }
+
+    #[test]
+    fn a_file_that_a_probe_failed_on_is_not_sealed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(FILE_NAME);
+        let mut random = StdRng::seed_from_u64(1);
+        Store::open_file(&path, Mint { now: Timestamp::from_micros(1), random: &mut random }).unwrap().0.close();
+        for fails in [false, true] {
+            let locked = file::open_existing(&path).unwrap();
+            let file = Arc::new(Unsteady { file: locked.backend, fails: AtomicBool::new(false) });
+            let seal = || Seal::of(&path, locked.id);
+            let mint = Mint { now: Timestamp::from_micros(1), random: &mut random };
+            let (store, _) = Store::open_for(file.clone(), Some(path.clone()), Some(seal()), mint).unwrap();
+            file.fails.store(fails, Ordering::SeqCst);
+            assert_eq!(store.probe().is_err(), fails);
+            file.fails.store(false, Ordering::SeqCst);
+            store.close();
+            assert_eq!(seal().is_whole(), !fails);
+        }
     }
 }
