@@ -410,6 +410,8 @@ impl<'a> Market<'a> {
         self.nodes[node].start_on(backup);
         self.noticed().await;
         self.disturb(node, true);
+        // It knows what it knew then, which is not what it was told since.
+        self.known.retain(|(of, _)| *of != node);
         self.ended.retain(|(of, _), _| *of != node);
         self.forget_lost().await;
     }
