@@ -253,6 +253,46 @@ fn where_there_is_no_room_to_put_lists_in_place_small_writes_go_on() {
     assert_clean(&path);
 }
 
+/// The same where as much waits as may. More of it waits then, and is put in its place once there is room.
+#[test]
+fn where_there_is_no_room_to_put_much_in_place_more_of_it_waits() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("f.redb");
+    let file = FragileFile::create(&path);
+    let clock = ManualClock::at(1_795_391_431_767_109);
+    let options = Options { clock: clock.clone(), ..Options::new(Location::Backend(file.clone())) };
+    let engine = Engine::open(options).unwrap();
+    // A transaction of two new agents leaves five changes: an entry and a balance of each, and a load.
+    let mut agents = 0..;
+    let mut record = |transactions: usize| {
+        let new = |number: usize| {
+            let of = |kind: &str| format!("{kind}-{number:05}");
+            NewTransaction { transaction_id: None, facts: facts(&of("a"), &of("b"), "python", "1") }
+        };
+        engine.record_batch(agents.by_ref().take(transactions).map(new).collect()).wait()
+    };
+    for _ in 0..65 {
+        record(100).unwrap();
+    }
+    let small = 700 * 1024;
+    file.commit_bytes.store(small, Ordering::SeqCst);
+    // Whoever comes first when it is too much finds out.
+    let refused = (0..10).find_map(|_| record(20).err());
+    assert!(matches!(refused, Some(Error::StorageFull(_))), "{refused:?}");
+    wait_until_ready(&engine);
+    for _ in 0..100 {
+        record(20).unwrap();
+    }
+    file.commit_bytes.store(i64::MAX, Ordering::SeqCst);
+    clock.advance(Duration::from_secs(11 * 60));
+    record(20).unwrap();
+    // Had it not been put in its place, it would be now, for which there is no room again.
+    file.commit_bytes.store(small, Ordering::SeqCst);
+    record(20).unwrap();
+    drop((engine, file));
+    assert_clean(&path);
+}
+
 /// A program that is told to stop while its disk fails says of every command that was waiting why it was not done.
 #[test]
 fn what_waits_when_an_engine_on_a_bad_disk_is_closed_is_answered_with_the_cause() {

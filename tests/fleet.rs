@@ -25,12 +25,12 @@ use fleet::market::Market;
 use fleet::plan::Plan;
 use tokio::task::LocalSet;
 
-const FLEETS: u64 = 400;
+const FLEETS: u64 = 1_000;
 const WORKERS: u64 = 2;
 /// With so many that failed, the others are left.
 const MAX_FAILED: usize = 5;
 /// One in so many fleets is watched for a while after it has healed.
-const WATCHED: u64 = 5;
+const WATCHED: u64 = 20;
 /// How much time is let pass at once while a fleet heals.
 const HEALING_STEP: Duration = Duration::from_secs(5);
 /// How long a fleet may take to heal.

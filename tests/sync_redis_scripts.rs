@@ -5,6 +5,7 @@ mod common;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use common::authority::Authority;
 use common::redis::RedisServer;
 use redis::Pipeline;
 use secrecy::SecretString;
@@ -358,7 +359,8 @@ fn a_full_a_read_only_and_a_stalled_server_are_told_apart() {
 #[test]
 fn tls_is_verified_against_the_authority_that_the_url_names_or_the_systems() {
     block_on(async {
-        let server = RedisServer::start_with_tls();
+        let directory = tempfile::tempdir().expect("there is room for a temporary directory");
+        let server = RedisServer::start_with_tls(&Authority::new(directory.path(), "ours"));
         let link = connect(&server.url()).await.expect("a connection");
         assert_eq!(link.query::<String>(&redis::cmd("PING")).await.expect("an answer"), "PONG");
 

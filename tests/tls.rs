@@ -1,4 +1,5 @@
-//! TLS on the API, as the command line meets it: who is believed, how certificates are replaced, what is refused.
+//! TLS on the API, as the command line meets it, and towards the sinks: who is believed, how certificates are replaced,
+//! what is refused.
 
 mod common;
 
@@ -10,41 +11,20 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
+use rcgen::KeyPair;
 use rustix::process::Signal;
+use serde_json::json;
 
+use common::authority::{Authority, Certified};
+use common::central::{sink, wait_until_central};
+use common::postgres::Postgres;
+use common::redis::RedisServer;
 use common::sidecar::{Home, Setup, Sidecar, tradepost, wait_for};
 
-/// Somebody who signs certificates.
-struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    /// Its own certificate, to be trusted.
-    file: PathBuf,
-}
-
-impl Authority {
-    fn new(home: &Home, name: &str) -> Self {
-        let mut params = CertificateParams::new(Vec::new()).expect("no names to check");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, name);
-        let key = KeyPair::generate().expect("a key");
-        let certificate = params.self_signed(&key).expect("it signs itself");
-        let file = home.path().join(format!("{name}.pem"));
-        fs::write(&file, certificate.pem()).expect("there is room");
-        Self { issuer: Issuer::new(params, key), file }
-    }
-
-    /// Writes a certificate for `localhost` and its key where a sidecar reads them.
-    fn sign(&self, home: &Home, has_expired: bool) {
-        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
-        if has_expired {
-            params.not_after = date_time_ymd(2020, 1, 1);
-        }
-        let key = KeyPair::generate().expect("a key");
-        let certificate = params.signed_by(&key, &self.issuer).expect("it signs");
-        fs::write(certificate_of(home), certificate.pem()).expect("there is room");
-        private(&key_of(home), &key.serialize_pem());
-    }
+/// Has a sidecar read this certificate and its key.
+fn install(home: &Home, certified: &Certified) {
+    fs::write(certificate_of(home), &certified.certificate).expect("there is room");
+    private(&key_of(home), &certified.key);
 }
 
 fn certificate_of(home: &Home) -> PathBuf {
@@ -81,8 +61,8 @@ fn ask(sidecar: &Sidecar, scheme_and_host: &str, trusted: Option<&Authority>) ->
 #[test]
 fn who_believes_the_certificate_is_served_and_nobody_else() {
     let home = Home::new();
-    let (ours, other) = (Authority::new(&home, "ours"), Authority::new(&home, "other"));
-    ours.sign(&home, false);
+    let (ours, other) = (Authority::new(home.path(), "ours"), Authority::new(home.path(), "other"));
+    install(&home, &ours.sign("localhost"));
     let sidecar = setup(&home).start();
     assert_eq!(ask(&sidecar, "https://localhost", Some(&ours)), (Some(0), String::new()));
     for (what, place, trusted, words) in [
@@ -99,7 +79,7 @@ fn who_believes_the_certificate_is_served_and_nobody_else() {
     assert!(listen.contains(&format!("https://{}", sidecar.address).into()), "{listen:?}");
     sidecar.stop();
 
-    ours.sign(&home, true);
+    install(&home, &ours.sign_expired("localhost"));
     let sidecar = setup(&home).start();
     let (code, said) = ask(&sidecar, "https://localhost", Some(&ours));
     assert!(code == Some(69) && said.contains("expired"), "{code:?} {said}");
@@ -109,11 +89,11 @@ fn who_believes_the_certificate_is_served_and_nobody_else() {
 #[test]
 fn a_certificate_is_replaced_by_sighup_and_a_bad_one_is_not_taken() {
     let home = Home::new();
-    let (old, new) = (Authority::new(&home, "old"), Authority::new(&home, "new"));
-    old.sign(&home, false);
+    let (old, new) = (Authority::new(home.path(), "old"), Authority::new(home.path(), "new"));
+    install(&home, &old.sign("localhost"));
     let sidecar = setup(&home).start();
     assert_eq!(ask(&sidecar, "https://localhost", Some(&old)).0, Some(0));
-    new.sign(&home, false);
+    install(&home, &new.sign("localhost"));
     sidecar.signal(Signal::HUP);
     wait_for("the new certificate", || (ask(&sidecar, "https://localhost", Some(&new)).0 == Some(0)).then_some(()));
     assert_eq!(ask(&sidecar, "https://localhost", Some(&old)).0, Some(69));
@@ -127,8 +107,8 @@ fn a_certificate_is_replaced_by_sighup_and_a_bad_one_is_not_taken() {
 #[test]
 fn whoever_does_not_begin_to_encrypt_is_let_go() {
     let home = Home::new();
-    let authority = Authority::new(&home, "ours");
-    authority.sign(&home, false);
+    let authority = Authority::new(home.path(), "ours");
+    install(&home, &authority.sign("localhost"));
     let sidecar = setup(&home).start();
     let mut silent: Vec<TcpStream> =
         (0..40).map(|_| TcpStream::connect(sidecar.address).expect("it listens")).collect();
@@ -143,8 +123,8 @@ fn whoever_does_not_begin_to_encrypt_is_let_go() {
 #[test]
 fn what_cannot_encrypt_does_not_start() {
     let home = Home::new();
-    let authority = Authority::new(&home, "ours");
-    authority.sign(&home, false);
+    let authority = Authority::new(home.path(), "ours");
+    install(&home, &authority.sign("localhost"));
     let refused = |setup: Setup| {
         let output = setup.refused();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -161,4 +141,55 @@ fn what_cannot_encrypt_does_not_start() {
     assert!(refused(setup(&home)).contains("used together"));
     private(&key_of(&home), "no key");
     assert!(refused(setup(&home)).contains("no PEM private key"));
+}
+
+/// Both central systems in turn show certificates that nobody should believe, and at last a good one.
+#[test]
+fn a_sink_that_is_not_believed_is_told_nothing_which_is_seen_and_heals() {
+    let home = Home::new();
+    let (ours, other) = (Authority::new(home.path(), "ours"), Authority::new(home.path(), "other"));
+    let redis = RedisServer::start_with_tls(&ours);
+    let postgres = Postgres::start();
+    postgres.database("market");
+    let show = |certified: &Certified| {
+        redis.show_certificate(certified);
+        postgres.show_certificate(certified);
+    };
+    show(&ours.sign_expired("localhost"));
+    let postgres_url = format!(
+        "postgres://postgres@localhost:{}/market?hostaddr=127.0.0.1&sslmode=verify-full&sslrootcert={}",
+        postgres.port(),
+        ours.file.display()
+    );
+    let sidecar = home.setup().flags(&["--redis-url", &redis.url(), "--postgres-url", &postgres_url]).start();
+    let mut client = sidecar.client();
+    let agent = json!({"agent_id": "thon", "name": "Thon", "capabilities": ["python"], "cost_per_task": 1});
+    client.post("/v1/agents", &agent).expect(201);
+    let transaction = json!({
+        "transaction_id": "t1", "payer_agent": "genesis", "provider_agent": "thon", "capability": "python", "amount": 1
+    });
+    client.post("/v1/transactions", &transaction).expect(201);
+    let strangers = [
+        ("expired", ours.sign_expired("localhost")),
+        ("not valid for name", ours.sign("elsewhere.example")),
+        ("UnknownIssuer", other.sign("localhost")),
+    ];
+    for (words, certified) in &strangers {
+        show(certified);
+        for name in ["redis", "postgres"] {
+            sidecar.client().post_nothing(format!("/v1/sync/{name}/retry")).expect(202);
+            let halted = wait_for(&format!("{name} to be refused as {words}"), || {
+                let sink = sink(&sidecar, name);
+                (sink["state"] == "halted" && sink["last_error"].as_str()?.contains(words)).then_some(sink)
+            });
+            assert_eq!(halted["backlog"], 1, "{halted}");
+        }
+    }
+    assert_eq!(redis.command::<u64>(&["DBSIZE"]), 0);
+    assert_eq!(postgres.sql("market", "SELECT count(*) FROM pg_class WHERE relname LIKE 'marketplace%'"), "0");
+    show(&ours.sign("localhost"));
+    wait_until_central(&sidecar);
+    assert_eq!(postgres.sql("market", "SELECT transaction_id FROM marketplace_transactions"), "t1");
+    assert_eq!(redis.command::<u64>(&["EXISTS", "agent:thon"]), 1);
+    sidecar.stop();
 }

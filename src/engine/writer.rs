@@ -7,6 +7,7 @@
 //! After a failed commit nothing is acknowledged until the store has been reopened, every page's checksum checked, and
 //! a probe written and synced. Until then reads go on where the file allows, and writes are answered with the cause. On a
 //! full disk a reserve is given up for the bookkeeping of sinks, so that what central systems hold is known to be there.
+//! After it commits stay small for a while: what there was no room for may be what waits to be put in its place.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -41,6 +42,8 @@ const REMOTE_AGENTS_KEPT: Duration = Duration::from_secs(30 * 24 * 3_600);
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
 const LONGEST_CHECK_RETRY: Duration = Duration::from_secs(20);
+/// For how long after a full disk commits carry no more than they must.
+const SETTLING_PUT_OFF: Duration = Duration::from_secs(600);
 
 /// What reaches the writer.
 pub enum Message {
@@ -70,6 +73,8 @@ pub struct Writer {
     load_minutes: LoadMinutes,
     leases: LeaseQueue,
     next_housekeeping: Duration,
+    /// Until when what waits in the store stays where it is.
+    settling_put_off_until: Duration,
     /// How many commands the last batch had, and how long it took.
     last_batch: usize,
     last_commit: Duration,
@@ -96,6 +101,7 @@ impl Writer {
             load_minutes: LoadMinutes::default(),
             leases: LeaseQueue::default(),
             next_housekeeping: Duration::ZERO,
+            settling_put_off_until: Duration::ZERO,
             last_batch: 0,
             last_commit: Duration::ZERO,
             started,
@@ -194,11 +200,15 @@ impl Writer {
     ) -> Result<(Vec<Effect>, Recorded), StoreError> {
         let (directory, random, default_ttl) = (&self.directory, &mut self.random, self.core.default_ttl);
         let age = self.opened_at_age.after(moment.monotonic.saturating_sub(self.started));
+        let is_settling_put_off = moment.monotonic < self.settling_put_off_until;
         let next_purged_agent = &mut self.next_purged_agent;
         let (effects, purged) = self.core.store.write(&mut self.head, |batch| {
             let mut purged = 0;
             let mut forgotten = Vec::new();
             batch.grow_to(age);
+            if is_settling_put_off {
+                batch.put_off_settling();
+            }
             let oldest_minute = minute_of(moment.now).saturating_sub(WINDOW_MINUTES + 1);
             batch.count_loads_from(oldest_minute);
             if housekeeping {
@@ -328,6 +338,9 @@ impl Writer {
         let mut retry = Duration::ZERO;
         let mut condition = Condition::Latched;
         loop {
+            if matches!(cause, StoreError::NoSpace(_)) {
+                self.settling_put_off_until = self.core.clock.monotonic() + SETTLING_PUT_OFF;
+            }
             self.core.set_failed(Error::from(cause.clone()), condition == Condition::OnReserve);
             let began = self.core.clock.monotonic();
             let attempt = self.try_recover(&mut condition);

@@ -17,7 +17,7 @@ use super::lazy::Lazy;
 use super::lookup::{self, LedgerReader};
 use super::query;
 use super::records::{BalanceV1, TransactionV1, status_code};
-use super::runs::{MAX_WAITING, Runs, Target};
+use super::runs::{Runs, Target};
 use super::tables::{LoadKey, ParsedTally, Roles, Scope, Tally, TxKey, id_key, key_within, minute_of};
 use crate::domain::fold::{Fold, fold};
 use crate::domain::transaction::Finality;
@@ -319,6 +319,9 @@ impl Batch<'_> {
     pub fn purge_loads(&mut self, minute: u32, limit: usize) -> Result<usize, StoreError> {
         let range = Tally::loads_from(0)..Tally::loads_from(minute);
         if self.runs.have_tally_within(&range.start, &range.end)? {
+            if self.runs.is_put_off() {
+                return Ok(0);
+            }
             self.settle()?;
         }
         let due = self
@@ -354,13 +357,18 @@ impl Batch<'_> {
         if known.numbers.len() > MAX_KNOWN_NUMBERS {
             known.numbers.clear();
         }
-        if self.runs.waiting(&self.head.waiting) > MAX_WAITING {
+        if self.runs.are_full(&self.head.waiting) {
             self.settle()?;
         } else {
             self.runs.flush(&mut self.head.waiting)?;
         }
         self.log.flush()?;
         self.transactions.flush()
+    }
+
+    /// Leaves what waits in runs where it is as long as it can: the disk is short of room.
+    pub fn put_off_settling(&mut self) {
+        self.runs.put_off();
     }
 
     /// Has everything that waits in runs written to where it belongs.

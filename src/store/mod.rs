@@ -18,6 +18,7 @@ mod blocks;
 mod codec;
 #[cfg(test)]
 mod codec_tests;
+mod compact;
 mod counters;
 mod entries;
 mod error;
@@ -31,6 +32,7 @@ mod lazy;
 mod ledger;
 mod log;
 mod lookup;
+mod opening;
 mod query;
 mod records;
 mod registry;
@@ -44,9 +46,8 @@ mod tables;
 mod trial;
 mod verify;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -55,6 +56,7 @@ use redb::{Database, Durability, ReadableDatabase, StorageBackend};
 
 pub use absorb::Merged;
 pub use batch::Batch;
+pub use compact::{CompactReport, compact};
 pub use entries::Portion;
 pub use error::{OpenError, StoreError};
 pub use file::create_directory;
@@ -70,9 +72,11 @@ pub use tables::{TxKey, minute_of};
 pub use verify::{VerifyReport, verify};
 
 use self::again::WrittenAgain;
-use self::backend::{Revocable, Revoker};
 use self::ledger::Known;
 use self::log::LogHead;
+use self::opening::{
+    HeadError, Opened, Purpose, guarded, head_error, initialise, open_database, open_error, open_ours, read_head,
+};
 use self::reserve::Reserve;
 use self::runs::Waiting;
 use self::seal::Seal;
@@ -86,8 +90,6 @@ pub const FORMAT: u32 = 4;
 pub const FILE_NAME: &str = "tradepost.redb";
 /// How much a probe writes: enough that a disk with room for a page or two does not pass for one with room.
 const PROBE_BYTES: usize = 256 * 1024;
-/// How much of the file redb keeps in memory.
-const CACHE_BYTES: usize = 32 * 1024 * 1024;
 
 /// An open store.
 #[derive(Debug)]
@@ -101,22 +103,6 @@ pub struct Store {
     /// What is put there when the store is closed; only beside a file.
     seal: Option<Seal>,
     identity: ArcSwap<Identity>,
-}
-
-#[derive(Debug)]
-struct Opened {
-    database: Database,
-    revoker: Revoker,
-    /// What keeps back the writes of an opening; `None` where they went to the disk at once.
-    trial: Option<Arc<Trial>>,
-    /// Whether a write has failed.
-    failed: AtomicBool,
-}
-
-impl Opened {
-    fn takes_writes(&self) -> bool {
-        self.trial.as_ref().is_none_or(|trial| trial.is_adopted())
-    }
 }
 
 /// What a new store's node id is minted from.
@@ -300,22 +286,14 @@ impl Store {
     }
 
     /// Writes, syncs and removes a row of [`PROBE_BYTES`], to find out whether the disk takes writes.
+    ///
+    /// # Errors
+    ///
+    /// As for [`write`](Self::write).
     pub fn probe(&self) -> Result<(), StoreError> {
         let opened = self.opened.load();
         let opened = opened.as_ref().ok_or(StoreError::Closed)?;
-        for fill in [true, false] {
-            let transaction = opened.database.begin_write()?;
-            {
-                let mut table = transaction.open_table(tables::META)?;
-                if fill {
-                    table.insert(meta::PROBE, vec![0xa5; PROBE_BYTES].as_slice())?;
-                } else {
-                    table.remove(meta::PROBE)?;
-                }
-            }
-            transaction.commit()?;
-        }
-        Ok(())
+        probe(&opened.database).inspect_err(|_| opened.failed.store(true, Ordering::Relaxed))
     }
 
     /// Throws the open database away and opens the file anew, checking every page's checksum. Snapshots of the old
@@ -376,218 +354,78 @@ impl Store {
     }
 }
 
-/// What compacting a file came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CompactReport {
-    /// The file's length before, in bytes.
-    pub before_bytes: u64,
-    /// And after.
-    pub after_bytes: u64,
-}
-
-/// Shrinks the file of a stopped store, with everything in its place.
-pub fn compact(path: &Path) -> Result<CompactReport, OpenError> {
-    let fail = |error: StoreError| open_error(path, error);
-    let (mut opened, backend, _) = open_stopped(path, Purpose::Rewrite)?;
-    let before_bytes = backend.len().map_err(|error| fail(error.into()))?;
-    guarded(|| {
-        put_in_place(&opened.database)?;
-        // Each pass moves what the last one freed; it says whether another may help.
-        while opened.database.compact().map_err(|error| match error {
-            redb::CompactionError::Storage(error) => StoreError::from(error),
-            other => StoreError::Damaged(other.to_string()),
-        })? {}
-        Ok(())
-    })
-    .map_err(fail)?;
-    drop(opened);
-    let after_bytes = backend.len().map_err(|error| fail(error.into()))?;
-    Ok(CompactReport { before_bytes, after_bytes })
-}
-
-/// Writes the changes that wait to where they belong.
-fn put_in_place(database: &Database) -> Result<(), StoreError> {
-    let head = read_head(database).map_err(HeadError::of_known)?;
-    let transaction = database.begin_write()?;
-    let mut batch = Batch::new(&transaction, head);
-    batch.settle()?;
-    batch.finish()?;
-    Ok(transaction.commit()?)
-}
-
-/// What a file is opened for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Purpose {
-    /// To answer from it, and to write: the checksum of every page is checked first.
-    Serve,
-    /// The same, where nobody has touched it since it was closed in order: nothing needs to be checked.
-    Continue,
-    /// To put its pages in order.
-    Rewrite,
-    /// To look at it, whatever is wrong with it; nothing in it is changed.
-    Look,
-}
-
-/// Opens the file of a stopped store for work on the whole of it.
-fn open_stopped(path: &Path, purpose: Purpose) -> Result<(Opened, Arc<dyn StorageBackend>, Identity), OpenError> {
-    let backend = file::open_existing(path)?.backend;
-    let (opened, identity) = open_ours(&backend, path, purpose, read_identity)?;
-    Ok((opened, backend, identity))
-}
-
-/// Opens what `recognise` takes for a store of ours, and changes nothing in it unless it does, nor for a look.
-fn open_ours<T>(
-    backend: &Arc<dyn StorageBackend>,
-    shown: &Path,
-    purpose: Purpose,
-    recognise: impl FnOnce(&Database) -> Result<T, HeadError>,
-) -> Result<(Opened, T), OpenError> {
-    let fail = |error: StoreError| open_error(shown, error);
-    let trial = Arc::new(Trial::of(Arc::clone(backend)).map_err(|error| fail(error.into()))?);
-    let opened = open_database(trial.clone(), purpose == Purpose::Serve).map_err(fail)?;
-    let recognised = guarded(|| recognise(&opened.database)).map_err(|error| head_error(shown, error))?;
-    if purpose != Purpose::Look {
-        trial.adopt().map_err(|error| fail(error.into()))?;
+fn probe(database: &Database) -> Result<(), StoreError> {
+    for fill in [true, false] {
+        let transaction = database.begin_write()?;
+        {
+            let mut table = transaction.open_table(tables::META)?;
+            if fill {
+                table.insert(meta::PROBE, vec![0xa5; PROBE_BYTES].as_slice())?;
+            } else {
+                table.remove(meta::PROBE)?;
+            }
+        }
+        transaction.commit()?;
     }
-    Ok((opened, recognised))
-}
-
-fn open_database(backend: Arc<dyn StorageBackend>, check: bool) -> Result<Opened, StoreError> {
-    let (revocable, revoker) = Revocable::new(backend);
-    let database = guarded(|| {
-        let database = Database::builder()
-            .set_cache_size(CACHE_BYTES)
-            .set_check_integrity_on_open(check)
-            .create_with_backend(revocable)?;
-        Ok::<_, StoreError>(database)
-    })?;
-    Ok(Opened { database, revoker, trial: None, failed: AtomicBool::new(false) })
-}
-
-/// redb may panic on a file that was altered behind its back; to a caller that is damage like any other.
-fn guarded<T, E: From<StoreError>>(work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let text = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("no message");
-        Err(StoreError::Damaged(format!("reading it made no sense: {text}")).into())
-    })
-}
-
-fn initialise(database: &Database, mint: Mint<'_>) -> Result<(), StoreError> {
-    let mut random = [0; 10];
-    mint.random.fill_bytes(&mut random);
-    let node_id = NodeId::mint(mint.now, random);
-    let transaction = database.begin_write()?;
-    {
-        let mut table = transaction.open_table(tables::META)?;
-        table.insert(meta::FORMAT, FORMAT.to_le_bytes().as_slice())?;
-        table.insert(meta::NODE_ID, node_id.as_bytes().as_slice())?;
-    }
-    Batch::create_tables(&transaction, node_id)?;
-    transaction.commit()?;
     Ok(())
 }
 
-enum HeadError {
-    Format(u32),
-    Store(StoreError),
-}
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::atomic::AtomicBool;
 
-impl HeadError {
-    /// What it means in a file that was recognised before.
-    fn of_known(self) -> StoreError {
-        match self {
-            Self::Format(found) => StoreError::Damaged(format!("its format turned to {found}")),
-            Self::Store(error) => error,
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+
+    use super::*;
+
+    /// A file whose syncs fail for as long as it is told so.
+    #[derive(Debug)]
+    struct Unsteady {
+        file: Arc<dyn StorageBackend>,
+        fails: AtomicBool,
+    }
+
+    impl StorageBackend for Unsteady {
+        fn len(&self) -> io::Result<u64> {
+            self.file.len()
+        }
+
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            self.file.read(offset, out)
+        }
+
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.file.set_len(len)
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            if self.fails.load(Ordering::SeqCst) { Err(io::Error::other("injected")) } else { self.file.sync_data() }
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            self.file.write(offset, data)
         }
     }
-}
 
-impl<E: Into<StoreError>> From<E> for HeadError {
-    fn from(error: E) -> Self {
-        Self::Store(error.into())
-    }
-}
-
-/// Whether the file is one of ours, of a format that this version knows; whose it is.
-fn read_identity(database: &Database) -> Result<Identity, HeadError> {
-    let transaction = database.begin_read()?;
-    let table = match transaction.open_table(tables::META) {
-        Err(redb::TableError::TableDoesNotExist(_)) => {
-            return Err(StoreError::Damaged("it is a redb file, but not one of tradepost's".to_owned()).into());
+    #[test]
+    fn a_file_that_a_probe_failed_on_is_not_sealed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(FILE_NAME);
+        let mut random = StdRng::seed_from_u64(1);
+        Store::open_file(&path, Mint { now: Timestamp::from_micros(1), random: &mut random }).unwrap().0.close();
+        for fails in [false, true] {
+            let locked = file::open_existing(&path).unwrap();
+            let file = Arc::new(Unsteady { file: locked.backend, fails: AtomicBool::new(false) });
+            let seal = || Seal::of(&path, locked.id);
+            let mint = Mint { now: Timestamp::from_micros(1), random: &mut random };
+            let (store, _) = Store::open_for(file.clone(), Some(path.clone()), Some(seal()), mint).unwrap();
+            file.fails.store(fails, Ordering::SeqCst);
+            assert_eq!(store.probe().is_err(), fails);
+            file.fails.store(false, Ordering::SeqCst);
+            store.close();
+            assert_eq!(seal().is_whole(), !fails);
         }
-        other => other?,
-    };
-    let field = |name: &'static str| -> Result<Vec<u8>, StoreError> {
-        let row = table.get(name)?.ok_or_else(|| StoreError::Damaged(format!("meta record `{name}` is missing")))?;
-        Ok(row.value().to_vec())
-    };
-    let malformed = |name: &str| StoreError::Damaged(format!("meta record `{name}` is malformed"));
-    let format = field(meta::FORMAT)?.try_into().map(u32::from_le_bytes).map_err(|_| malformed(meta::FORMAT))?;
-    if format == 0 {
-        return Err(malformed(meta::FORMAT).into());
-    }
-    if format != FORMAT {
-        return Err(HeadError::Format(format));
-    }
-    let node_id = field(meta::NODE_ID)?.try_into().map(NodeId::from_bytes).map_err(|_| malformed(meta::NODE_ID))?;
-    let earlier = table.get(meta::EARLIER_IDS)?.map(|row| row.value().to_vec()).unwrap_or_default();
-    let (ids, rest) = earlier.as_chunks::<16>();
-    if !rest.is_empty() {
-        return Err(malformed(meta::EARLIER_IDS).into());
-    }
-    Ok(Identity { node_id, earlier: ids.iter().map(|id| NodeId::from_bytes(*id)).collect() })
-}
-
-/// Where the next batch goes on. What every write relies on is checked here.
-fn read_head(database: &Database) -> Result<Head, HeadError> {
-    let identity = Arc::new(read_identity(database)?);
-    let transaction = database.begin_read()?;
-    let snapshot = Snapshot::new(transaction);
-    snapshot.require_tables()?;
-    let newest_created = snapshot.newest_transaction()?.map(|key| key.created_at);
-    let head = Head {
-        identity,
-        log: snapshot.log_head()?,
-        totals: snapshot.totals()?,
-        newest_created,
-        last_recorded: newest_created,
-        held: snapshot.held_len()?,
-        waiting: snapshot.waiting()?,
-        acknowledged: snapshot.acknowledged()?,
-        known: Known::default(),
-    };
-    if head.log.seq != head.totals.events {
-        let (rows, counted) = (head.log.seq, head.totals.events);
-        return Err(
-            StoreError::Damaged(format!("the ledger log ends at row {rows}, but {counted} were written")).into()
-        );
-    }
-    Ok(head)
-}
-
-fn head_error(path: &Path, error: HeadError) -> OpenError {
-    match error {
-        HeadError::Format(found) if found < FORMAT => OpenError::Older { path: path.to_owned(), found, known: FORMAT },
-        HeadError::Format(found) => OpenError::Newer { path: path.to_owned(), found, known: FORMAT },
-        HeadError::Store(error) => open_error(path, error),
-    }
-}
-
-fn open_error(path: &Path, error: StoreError) -> OpenError {
-    let path = path.to_owned();
-    match error {
-        StoreError::Damaged(reason) => OpenError::Damaged { path, reason },
-        StoreError::NoSpace(source) | StoreError::Io(source) => match source.kind() {
-            // This is how redb says that a file is not one of its own.
-            std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof => {
-                OpenError::Damaged { path, reason: source.to_string() }
-            }
-            kind => OpenError::Io { path, source: std::io::Error::new(kind, source.to_string()) },
-        },
-        StoreError::Closed => OpenError::Damaged { path, reason: "it closed while it was opened".to_owned() },
     }
 }

@@ -6,9 +6,12 @@
 //! size have come together they are merged; when [`MAX_WAITING`] changes wait, all of them are written to where they
 //! belong, each block and counter once for many batches.
 //!
+//! That takes room on the disk, as great merges do. Where there is none, both can be [put off](Runs::put_off): then up to
+//! [`MOST_WAITING`] changes wait, in runs that are many, but none of which is large.
+//!
 //! Keys are numbers, the oldest run's is the least. A run's size class is its number of entries, in powers of [`FAN`]; fewer
 //! than [`FAN`] runs of a class or of lesser ones follow the last run of a greater one when a run is added, so there are
-//! few in all.
+//! few in all. While merges are put off that is true of the classes below [`SMALL`] only, and there are some hundreds.
 
 use redb::{AccessGuard, ReadOnlyTable, WriteTransaction};
 
@@ -23,7 +26,11 @@ type Bytes = &'static [u8];
 /// How many runs of one size class are merged.
 const FAN: usize = 8;
 /// How many changes wait at most.
-pub const MAX_WAITING: usize = 32_768;
+const MAX_WAITING: usize = 32_768;
+/// How many do while that is put off. Readers look into a run for every few hundred of them.
+const MOST_WAITING: usize = 4 * MAX_WAITING;
+/// The size class of runs that are not merged any more while that is put off: of up to 4 095 changes, some 250 KiB.
+const SMALL: u32 = 3;
 
 /// Whose changes a run holds: the first byte of a key, before the key within the table.
 const LIST: u8 = 0;
@@ -76,11 +83,12 @@ pub struct Waiting {
 pub struct Runs<'t> {
     table: Lazy<'t, u64, Bytes>,
     added: RunBuilder,
+    is_put_off: bool,
 }
 
 impl<'t> Runs<'t> {
     pub fn new(transaction: &'t WriteTransaction) -> Self {
-        Self { table: Lazy::new(transaction, tables::RUNS), added: RunBuilder::default() }
+        Self { table: Lazy::new(transaction, tables::RUNS), added: RunBuilder::default(), is_put_off: false }
     }
 
     /// Creates the table, so that readers find it.
@@ -99,9 +107,20 @@ impl<'t> Runs<'t> {
         self.added.push(&[&[TALLY], key], change);
     }
 
-    /// The changes that wait, with those of this batch.
-    pub fn waiting(&self, before: &Waiting) -> usize {
-        before.changes + self.added.len()
+    /// Has what waits stay where it is as long as it can.
+    pub fn put_off(&mut self) {
+        self.is_put_off = true;
+    }
+
+    /// Whether it is.
+    pub fn is_put_off(&self) -> bool {
+        self.is_put_off
+    }
+
+    /// Whether more would wait with what this batch has added than may.
+    pub fn are_full(&self, before: &Waiting) -> bool {
+        let most = if self.is_put_off { MOST_WAITING } else { MAX_WAITING };
+        self.added.len() > 0 && before.changes + self.added.len() > most
     }
 
     /// What becomes of a counter, if anything waits; what this batch has added does not count.
@@ -156,6 +175,9 @@ impl<'t> Runs<'t> {
     /// The newest runs before `key`, if with one more of `count` entries there are enough of that size to be merged.
     fn alike(&self, count: usize, key: u64) -> Result<Option<Vec<StoredRun>>, StoreError> {
         let class = class_of(count);
+        if self.is_put_off && class >= SMALL {
+            return Ok(None);
+        }
         let mut alike = Vec::new();
         for row in self.table.range(..key)?.rev() {
             let (key, run) = row?;
@@ -285,14 +307,19 @@ mod tests {
                 (prop::collection::vec((0_u16..900, prop::option::of(any::<u8>())), 0..40), prop::bool::weighted(0.02)),
                 1..120,
             ),
+            put_off in prop::option::weighted(0.5, (0_usize..120, 0_usize..120)),
         ) {
             let database = Database::builder().create_with_backend(InMemoryBackend::new()).unwrap();
             let mut waiting = Waiting::default();
             let mut model: BTreeMap<Vec<u8>, Option<u8>> = BTreeMap::new();
-            for (changes, settles) in batches {
+            for (number, (changes, settles)) in batches.into_iter().enumerate() {
+                let is_put_off = put_off.is_some_and(|(from, to)| (from..to).contains(&number));
                 let transaction = database.begin_write().unwrap();
                 let mut runs = Runs::new(&transaction);
                 runs.create().unwrap();
+                if is_put_off {
+                    runs.put_off();
+                }
                 for (number, change) in changes {
                     let value = change.map(|byte| [byte]);
                     let value = value.as_ref().map(<[u8; 1]>::as_slice);
@@ -331,8 +358,9 @@ mod tests {
 
                 let table = database.begin_read().unwrap().open_table(tables::RUNS).unwrap();
                 prop_assert_eq!(StoredRuns::waiting(&table).unwrap(), waiting);
-                // 900 changes at most are of four classes.
-                prop_assert!(table.len().unwrap() < 4 * FAN as u64);
+                // 900 changes at most are of four classes, of which the greatest is not merged where that is put off.
+                let small = put_off.map_or(0, |_| waiting.changes / FAN.pow(SMALL));
+                prop_assert!(table.len().unwrap() < (4 * FAN + small) as u64);
                 let stored = StoredRuns::of(&table).unwrap();
                 for (key, change) in &model {
                     let found = stored.get(Target::parse(key).unwrap()).unwrap();
@@ -355,5 +383,28 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn put_off_more_may_wait_but_not_any_number() {
+        let database = Database::builder().create_with_backend(InMemoryBackend::new()).unwrap();
+        let transaction = database.begin_write().unwrap();
+        let full = |changes: usize, is_put_off: bool, adds: bool| {
+            let mut runs = Runs::new(&transaction);
+            if is_put_off {
+                runs.put_off();
+            }
+            if adds {
+                runs.change_tally(b"one", None);
+            }
+            runs.are_full(&Waiting { changes, next: 1 })
+        };
+        assert_eq!([MAX_WAITING - 1, MAX_WAITING].map(|waiting| full(waiting, false, true)), [false, true]);
+        assert_eq!(
+            [MAX_WAITING, MOST_WAITING - 1, MOST_WAITING].map(|waiting| full(waiting, true, true)),
+            [false, false, true]
+        );
+        // What sinks acknowledge is noted whatever waits.
+        assert!(!full(MOST_WAITING, false, false));
     }
 }

@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "every test binary compiles this module and uses a part of it")]
 
+pub mod authority;
 pub mod central;
 pub mod clock;
 pub mod disk;

@@ -13,6 +13,7 @@ use std::process::{Child, Command, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use super::authority::Certified;
 use super::sidecar::wait_for;
 
 /// The password of every role that has one, so that tests can look for it where it must not be.
@@ -149,6 +150,21 @@ impl Postgres {
     /// Makes a role that may log in, and nothing else.
     pub fn role(&self, name: &str) {
         self.sql("postgres", &format!("CREATE ROLE {name} LOGIN PASSWORD '{PASSWORD}'"));
+    }
+
+    /// Has it speak TLS with this certificate from here on, with those who want it.
+    #[track_caller]
+    pub fn show_certificate(&self, certified: &Certified) {
+        for (name, text) in [("server.crt", &certified.certificate), ("server.key", &certified.key)] {
+            let file = self.data().join(name);
+            fs::write(&file, text).expect("it is our own directory");
+            if let Some((user, group)) = server_user() {
+                std::os::unix::fs::chown(&file, Some(user), Some(group)).expect("root may");
+            }
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("it is our own directory");
+        }
+        self.sql("postgres", "ALTER SYSTEM SET ssl = on");
+        self.sql("postgres", "SELECT pg_reload_conf()");
     }
 
     /// Starts the server and waits until it answers.

@@ -3,14 +3,16 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ::redis::{Client, ConnectionInfo, IntoConnectionInfo, TlsCertificates};
+use ::redis::Client;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+
+use super::authority::{Authority, Certified};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -19,13 +21,9 @@ pub struct RedisServer {
     directory: TempDir,
     port: u16,
     arguments: Vec<String>,
-    tls: Option<Tls>,
+    /// Whom those have to trust who speak TLS with it, if it speaks nothing else.
+    authority: Option<PathBuf>,
     child: Option<Child>,
-}
-
-/// An authority of our own, and the certificate that it gave the server.
-struct Tls {
-    authority: PathBuf,
 }
 
 impl RedisServer {
@@ -37,21 +35,25 @@ impl RedisServer {
     /// A server with these arguments besides the necessary ones.
     #[track_caller]
     pub fn start_with(arguments: &[&str]) -> Self {
-        Self::launch(arguments, false)
+        Self::launch(arguments, None)
     }
 
-    /// A server that speaks only TLS, under an authority made for it.
+    /// A server that speaks only TLS, with a certificate for `localhost` from this authority. The test itself reaches it
+    /// through a socket.
     #[track_caller]
-    pub fn start_with_tls() -> Self {
-        Self::launch(&[], true)
+    pub fn start_with_tls(authority: &Authority) -> Self {
+        Self::launch(&[], Some(authority))
     }
 
     #[track_caller]
-    fn launch(arguments: &[&str], tls: bool) -> Self {
+    fn launch(arguments: &[&str], authority: Option<&Authority>) -> Self {
         let directory = TempDir::new().expect("a directory for the server");
-        let tls = tls.then(|| Tls::create(directory.path()));
         let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-        let mut server = Self { directory, port: 0, arguments, tls, child: None };
+        let authority_file = authority.map(|authority| authority.file.clone());
+        let mut server = Self { directory, port: 0, arguments, authority: authority_file, child: None };
+        if let Some(authority) = authority {
+            server.write_certificate(&authority.sign("localhost"));
+        }
         // Between the question for a free port and the server's bind another program may take it.
         for _ in 0..5 {
             server.port = free_port();
@@ -69,11 +71,9 @@ impl RedisServer {
 
     /// Where it listens, for a user: `name:password@`.
     pub fn url_with(&self, userinfo: &str) -> String {
-        match &self.tls {
+        match &self.authority {
             None => format!("redis://{userinfo}127.0.0.1:{}", self.port),
-            Some(tls) => {
-                format!("rediss://{userinfo}localhost:{}/?sslrootcert={}", self.port, tls.authority.display())
-            }
+            Some(file) => format!("rediss://{userinfo}localhost:{}/?sslrootcert={}", self.port, file.display()),
         }
     }
 
@@ -168,15 +168,33 @@ impl RedisServer {
     }
 
     fn client(&self) -> Client {
-        match &self.tls {
-            None => Client::open(self.url()).expect("a URL of our own"),
-            Some(tls) => {
-                let info: ConnectionInfo =
-                    format!("rediss://localhost:{}", self.port).into_connection_info().expect("a URL of our own");
-                let root_cert = Some(fs::read(&tls.authority).expect("the authority's certificate"));
-                Client::build_with_tls(info, TlsCertificates { client_tls: None, root_cert }).expect("a client")
-            }
-        }
+        let url = match &self.authority {
+            None => self.url(),
+            Some(_) => format!("unix://{}", self.socket().display()),
+        };
+        Client::open(url).expect("a URL of our own")
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.path().join("socket")
+    }
+
+    /// Where its certificate and its key lie.
+    fn certificate_files(&self) -> [PathBuf; 2] {
+        ["server.pem", "server.key"].map(|name| self.directory.path().join(name))
+    }
+
+    fn write_certificate(&self, certified: &Certified) {
+        let [certificate, key] = self.certificate_files();
+        fs::write(certificate, &certified.certificate).expect("there is room");
+        fs::write(key, &certified.key).expect("there is room");
+    }
+
+    /// Has it show another certificate from here on.
+    pub fn show_certificate(&self, certified: &Certified) {
+        self.write_certificate(certified);
+        let [certificate, key] = self.certificate_files().map(|path| path.display().to_string());
+        self.command::<()>(&["CONFIG", "SET", "tls-cert-file", &certificate, "tls-key-file", &key]);
     }
 
     /// Empties it.
@@ -212,12 +230,11 @@ impl RedisServer {
         let mut command = Command::new("redis-server");
         let port = self.port.to_string();
         command.args(["--bind", "127.0.0.1", "--save", "", "--dir"]).arg(self.directory.path());
-        if self.tls.is_some() {
-            let file = |name: &str| self.directory.path().join(name);
+        if let Some(authority) = &self.authority {
+            let [certificate, key] = self.certificate_files();
             command.args(["--port", "0", "--tls-port", &port, "--tls-auth-clients", "no"]);
-            command.arg("--tls-cert-file").arg(file("server.pem"));
-            command.arg("--tls-key-file").arg(file("server.key"));
-            command.arg("--tls-ca-cert-file").arg(file("authority.pem"));
+            command.arg("--tls-cert-file").arg(certificate).arg("--tls-key-file").arg(key);
+            command.arg("--tls-ca-cert-file").arg(authority).arg("--unixsocket").arg(self.socket());
         } else {
             command.args(["--port", &port]);
         }
@@ -261,27 +278,6 @@ impl RedisServer {
 impl Drop for RedisServer {
     fn drop(&mut self) {
         self.kill();
-    }
-}
-
-impl Tls {
-    fn create(directory: &Path) -> Self {
-        let mut authority = rcgen::CertificateParams::new(Vec::new()).expect("no names to check");
-        authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        authority.distinguished_name.push(rcgen::DnType::CommonName, "tradepost tests");
-        let authority_key = rcgen::KeyPair::generate().expect("a key");
-        let authority_certificate = authority.self_signed(&authority_key).expect("a certificate");
-        let issuer = rcgen::Issuer::new(authority, authority_key);
-        let key = rcgen::KeyPair::generate().expect("a key");
-        let certificate = rcgen::CertificateParams::new(vec!["localhost".to_owned()])
-            .expect("a host's name")
-            .signed_by(&key, &issuer)
-            .expect("a certificate");
-        let write = |name: &str, text: String| fs::write(directory.join(name), text).expect("a file");
-        write("authority.pem", authority_certificate.pem());
-        write("server.pem", certificate.pem());
-        write("server.key", key.serialize_pem());
-        Self { authority: directory.join("authority.pem") }
     }
 }
 

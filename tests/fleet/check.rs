@@ -10,7 +10,7 @@ use tradepost::sync::postgres::Postgres;
 use tradepost::sync::redis::Redis;
 use tradepost::{LeaseState, Profile};
 
-use super::centre::{CentralEvent, Row};
+use super::centre::{CentralEvent, Row, directory};
 use super::market::{Market, id_of, transaction_of};
 use super::plan::{AGENTS, TRANSACTIONS};
 
@@ -187,7 +187,7 @@ impl Market<'_> {
     /// Ends all nodes; nothing is wrong with their files.
     pub fn close(mut self) {
         for (number, node) in self.nodes.iter_mut().enumerate() {
-            let home = tempfile::tempdir().expect("a directory for a file");
+            let home = directory();
             let path = home.path().join("tradepost.redb");
             std::fs::write(&path, node.close()).expect("it is our own directory");
             let report = verify(&path, &mut |_, _, _| {}).expect("the file opens");

@@ -1,6 +1,6 @@
 //! A fleet, and what is done to it step by step; and what its users were told, to hold it against.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ pub struct Process {
 /// A fleet and its central systems.
 pub struct Market<'a> {
     servers: &'a Servers,
-    pub centre: Centre,
+    pub centre: Centre<'a>,
     time: Arc<TrueTime>,
     now: Duration,
     pub nodes: Vec<Node>,
@@ -60,6 +60,10 @@ pub struct Market<'a> {
     has_postgres_copy: bool,
     random: StdRng,
     names: usize,
+    /// Which agents each node knows, by its number and theirs.
+    known: BTreeSet<(usize, usize)>,
+    /// Since when each node knows of the end of an agent.
+    ended: BTreeMap<(usize, usize), Duration>,
 }
 
 impl<'a> Market<'a> {
@@ -77,6 +81,8 @@ impl<'a> Market<'a> {
             has_postgres_copy: false,
             random: StdRng::seed_from_u64(seed),
             names: 0,
+            known: BTreeSet::new(),
+            ended: BTreeMap::new(),
         };
         for process in &mut market.processes {
             process.observed = Some((0, 0));
@@ -154,6 +160,32 @@ impl<'a> Market<'a> {
             Step::SetClock { node, ahead } => self.nodes[node % count].clock.set_ahead(ahead),
             Step::Pass { seconds } => self.pass(Duration::from_secs(seconds), None).await,
             Step::Stall { node } => self.stall(node % count).await,
+        }
+        self.watch_the_dead();
+    }
+
+    /// A node that knows of an agent's end remembers it for as long as a lease could run elsewhere: whatever comes back
+    /// meanwhile, be it Redis as it was, the agent does not.
+    fn watch_the_dead(&mut self) {
+        for (number, node) in self.nodes.iter().enumerate() {
+            for (agent, process) in self.processes.iter().enumerate() {
+                let (id, place) = (id_of(agent), (number, agent));
+                let profile = node.engine.agent(&id).ok();
+                // Of a program that ran in two places, either may have registered it last.
+                if process.home.is_some() || process.is_disturbed {
+                    self.ended.remove(&place);
+                } else if profile.is_none() && self.known.contains(&place) {
+                    self.ended.insert(place, self.now);
+                }
+                let has_ended = self.ended.get(&place).is_some_and(|since| self.now - *since < LEASE);
+                let is_alive = profile.as_ref().is_some_and(|profile| profile.lease != LeaseState::Expired);
+                assert!(!(has_ended && is_alive), "{id} was deleted, and node {number}, which knew it, shows it again");
+                if profile.is_some() {
+                    self.known.insert(place)
+                } else {
+                    self.known.remove(&place)
+                };
+            }
         }
     }
 
@@ -249,6 +281,7 @@ impl<'a> Market<'a> {
             Sink::Postgres => (node.postgres.work().await, node.postgres.wire.is_up()),
         };
         assert_eq!(done.is_ok(), is_up, "{sink:?}: {done:?}");
+        self.watch_the_dead();
     }
 
     fn wire(&self, node: usize, sink: Sink) -> &super::wire::Wire {
@@ -377,6 +410,9 @@ impl<'a> Market<'a> {
         self.nodes[node].start_on(backup);
         self.noticed().await;
         self.disturb(node, true);
+        // It knows what it knew then, which is not what it was told since.
+        self.known.retain(|(of, _)| *of != node);
+        self.ended.retain(|(of, _), _| *of != node);
         self.forget_lost().await;
     }
 

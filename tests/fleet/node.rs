@@ -18,7 +18,7 @@ use tradepost::sync::redis::Redis;
 use tradepost::sync::state::Failure;
 use tradepost::{Engine, Location, Options};
 
-use super::centre::Servers;
+use super::centre::{Servers, directory};
 use super::disk::Disk;
 use super::time::{NodeClock, TrueTime};
 use super::wire::{Break, Wire};
@@ -107,7 +107,7 @@ pub struct Node {
 impl Node {
     /// A node on a file with this content.
     pub fn new(servers: &Servers, time: &Arc<TrueTime>, content: Vec<u8>, seed: u64, family: usize) -> Self {
-        let sockets = TempDir::new().expect("a directory for its wires");
+        let sockets = directory();
         let directory = sockets.path();
         let to_redis = Wire::new(directory.join("redis"), &servers.redis_socket());
         let to_postgres = Wire::new(directory.join(".s.PGSQL.5432"), &servers.postgres_socket());

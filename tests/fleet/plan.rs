@@ -100,16 +100,32 @@ impl Plan {
             files: random.random_bool(0.5),
             centres: random.random_bool(0.4),
             wires: random.random_bool(0.7),
+            ends: random.random_bool(0.3),
         };
         let mut steps = Vec::new();
         for agent in 0..random.random_range(1..=AGENTS) {
             steps.push(Step::Register { agent, node: agent % nodes });
         }
         while steps.len() < length {
+            if troubles.centres && random.random_bool(0.02) {
+                steps.extend(forgotten_end(random.random_range(0..AGENTS), nodes));
+            }
             steps.extend(troubles.draw(random));
         }
         Self { nodes, steps }
     }
+}
+
+/// An agent ends, every node hears of it, and then Redis is put back to what it held before.
+fn forgotten_end(agent: usize, nodes: usize) -> Vec<Step> {
+    let sink = Sink::Redis;
+    let rounds = || (0..nodes).map(|node| Step::Round { node, sink });
+    let mut steps = vec![Step::BackUpCentre { sink }, Step::Unregister { agent }];
+    // Whoever comes before the agent's own node hears of it the second time.
+    steps.extend(rounds().chain(rounds()));
+    steps.push(Step::RestoreCentre { sink, renumbered: false });
+    steps.extend(rounds());
+    steps
 }
 
 struct Troubles {
@@ -117,6 +133,8 @@ struct Troubles {
     files: bool,
     centres: bool,
     wires: bool,
+    /// Agents end more often.
+    ends: bool,
 }
 
 impl Troubles {
@@ -130,6 +148,13 @@ impl Troubles {
                 0 | 1 => Step::BackUpCentre { sink },
                 2 | 3 => Step::RestoreCentre { sink, renumbered: random.random_bool(0.5) },
                 _ => Step::EmptyRedis,
+            });
+        }
+        if self.ends && random.random_bool(0.1) {
+            return Some(if random.random_bool(0.6) {
+                Step::Unregister { agent }
+            } else {
+                Step::Register { agent, node }
             });
         }
         Some(match random.random_range(0..100) {

@@ -13,11 +13,12 @@ use std::path::Path;
 
 use redb::ReadableDatabase;
 
+use super::codec;
 use super::error::{OpenError, StoreError};
+use super::opening::{Purpose, guarded, open_error, open_stopped};
 use super::records::{BalanceV1, TotalsV2};
 use super::snapshot::Snapshot;
 use super::tables::{LoadKey, ParsedTally, Tally};
-use super::{Purpose, codec, guarded, open_error, open_stopped};
 use crate::domain::{Capability, Currency, Identity};
 
 /// The most findings that are kept in words; further ones are only counted.

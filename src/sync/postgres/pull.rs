@@ -82,12 +82,15 @@ impl fmt::Display for Horizon {
 }
 
 /// Whether at most half of the connections are in use that the server, the database and the role allow.
-const ROOM: &str = "(SELECT sum(numbackends) * 2 FROM pg_stat_database)
+/// Asked of the functions below `pg_stat_database` and `pg_stat_activity`: to plan those views took a server longer than
+/// all the rest of a read in which there is nothing new.
+const ROOM: &str = "(SELECT sum(pg_stat_get_db_numbackends(oid)) * 2 FROM pg_database)
                   <= current_setting('max_connections')::bigint - current_setting('superuser_reserved_connections')::bigint
-                AND (SELECT d.datconnlimit < 0 OR s.numbackends * 2 <= d.datconnlimit
-                       FROM pg_database d JOIN pg_stat_database s ON s.datid = d.oid WHERE d.datname = current_database())
+                AND (SELECT datconnlimit < 0 OR pg_stat_get_db_numbackends(oid) * 2 <= datconnlimit
+                       FROM pg_database WHERE datname = current_database())
                 AND (SELECT CASE WHEN r.rolconnlimit < 0 THEN true ELSE
-                              (SELECT count(*) * 2 <= r.rolconnlimit FROM pg_stat_activity WHERE usesysid = r.oid) END
+                              (SELECT count(*) * 2 <= r.rolconnlimit FROM pg_stat_get_activity(NULL)
+                                WHERE usesysid = r.oid) END
                        FROM pg_roles r WHERE r.rolname = session_user)";
 
 /// What one look at PostgreSQL shows: where we stand there, and whether it is the one that we knew.
