@@ -3,8 +3,8 @@
 //! An answer is kept with the [`Glimpse`] of the agent that it was made for, and is of use for as long as the directory
 //! shows the same. Only the lease is written anew each time, for heartbeats move it.
 //!
-//! There is a fixed number of places, and the agent's place in the directory decides which one is its own; whoever comes
-//! later takes it. So the memory is bounded, and nobody waits.
+//! There is a fixed number of places, and the agent's place in the directory decides which two are its own; of those who
+//! share them the last two stay. So the memory is bounded, and nobody waits.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,11 +12,11 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 
 use super::dto::agents::{Lease, Profile};
-use super::reply::to_json;
+use super::reply::{to_json, write_json};
 use crate::engine::{self, Glimpse};
 
-/// A power of two.
-const PLACES: usize = 16_384;
+/// Pairs of places: a power of two.
+const PAIRS: usize = 8_192;
 /// Longer answers are made each time.
 const LONGEST: usize = 1_024;
 /// How long a lease is as JSON, at most.
@@ -24,7 +24,8 @@ const LEASE: usize = 128;
 
 /// The answers that are kept.
 pub(crate) struct Profiles {
-    places: Box<[ArcSwapOption<Kept>]>,
+    /// The last answer comes first.
+    pairs: Box<[[ArcSwapOption<Kept>; 2]]>,
 }
 
 struct Kept {
@@ -38,21 +39,18 @@ struct Kept {
 
 impl Default for Profiles {
     fn default() -> Self {
-        Self { places: std::iter::repeat_with(ArcSwapOption::empty).take(PLACES).collect() }
+        Self { pairs: std::iter::repeat_with(Default::default).take(PAIRS).collect() }
     }
 }
 
 impl Profiles {
     /// The answer for this agent as it is now, and its revision, if one is kept.
     pub(crate) fn answer(&self, glimpse: &Glimpse) -> Option<(Vec<u8>, u64)> {
-        let kept = self.place_of(glimpse).load();
-        let kept = kept.as_ref().filter(|kept| kept.glimpse.shows_the_same_as(glimpse))?;
-        let mut text = Vec::with_capacity(kept.text.len() + LEASE);
-        text.extend_from_slice(&kept.text[..kept.lease.start]);
-        let lease = Lease::of(kept.ttl_seconds, glimpse.expires_at, glimpse.lease);
-        serde_json::to_writer(&mut text, &lease).ok()?;
-        text.extend_from_slice(&kept.text[kept.lease.end..]);
-        Some((text, kept.revision))
+        self.pair_of(glimpse).iter().find_map(|place| {
+            let kept = place.load();
+            let kept = kept.as_ref().filter(|kept| kept.glimpse.shows_the_same_as(glimpse))?;
+            Some((kept.with_lease_of(glimpse), kept.revision))
+        })
     }
 
     /// Writes the answer for an agent, and keeps it. The glimpse was taken before the profile was read.
@@ -63,13 +61,24 @@ impl Profiles {
             let lease = shown.lease_within(&text);
             let (revision, ttl_seconds) = (profile.agent.revision, profile.agent.ttl.seconds());
             let kept = Kept { revision, ttl_seconds, text: text.clone(), lease, glimpse };
-            self.place_of(&kept.glimpse).store(Some(Arc::new(kept)));
+            let [last, before] = self.pair_of(&kept.glimpse);
+            before.store(last.swap(Some(Arc::new(kept))));
         }
         text
     }
 
-    fn place_of(&self, glimpse: &Glimpse) -> &ArcSwapOption<Kept> {
-        &self.places[glimpse.spread(PLACES)]
+    fn pair_of(&self, glimpse: &Glimpse) -> &[ArcSwapOption<Kept>; 2] {
+        &self.pairs[glimpse.spread(PAIRS)]
+    }
+}
+
+impl Kept {
+    fn with_lease_of(&self, glimpse: &Glimpse) -> Vec<u8> {
+        let mut text = Vec::with_capacity(self.text.len() + LEASE);
+        text.extend_from_slice(&self.text[..self.lease.start]);
+        write_json(&mut text, &Lease::of(self.ttl_seconds, glimpse.expires_at, glimpse.lease));
+        text.extend_from_slice(&self.text[self.lease.end..]);
+        text
     }
 }
 
@@ -142,7 +151,7 @@ mod tests {
 
     #[test]
     fn places_are_few_and_answers_short() {
-        let most = PLACES * (LONGEST + size_of::<Kept>());
-        assert!(PLACES.is_power_of_two() && most < 24 * 1024 * 1024, "{most}");
+        let most = 2 * PAIRS * (LONGEST + size_of::<Kept>());
+        assert!(PAIRS.is_power_of_two() && most < 24 * 1024 * 1024, "{most}");
     }
 }

@@ -19,9 +19,14 @@ const USUAL_BYTES: usize = 1_024;
 /// One of our own types as JSON.
 pub(crate) fn to_json(value: &impl Serialize) -> Vec<u8> {
     let mut text = Vec::with_capacity(USUAL_BYTES);
-    // They have text for keys, and no serializer that fails.
-    serde_json::to_writer(&mut text, value).expect("answers are made of strings, numbers, lists and maps");
+    write_json(&mut text, value);
     text
+}
+
+/// Adds one of our own types as JSON.
+pub(crate) fn write_json(text: &mut Vec<u8>, value: &impl Serialize) {
+    // They have text for keys, and no serializer that fails.
+    serde_json::to_writer(text, value).expect("answers are made of strings, numbers, lists and maps");
 }
 
 /// What a handler comes to.
