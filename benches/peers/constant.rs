@@ -1,5 +1,5 @@
-//! The constant server: of the same shape as the sidecar and made of the same crates, with nothing behind it. What a
-//! request costs there is what hyper, axum, the kernel and the clients take; the rest is ours.
+//! The constant server: hyper and tokio as in the sidecar, axum's router, and nothing behind it. What a request costs there
+//! is what these, the kernel and the clients take; the rest is ours.
 //!
 //! It is a process of its own, as the sidecar is: this program, started once more.
 

@@ -73,7 +73,7 @@ impl Server {
         engine.record(transaction, None).wait().expect("a transaction is recorded");
         let access = Arc::new(Access::new(Vec::new(), None));
         let info = Arc::new(ServerInfo { version: "fuzz", started: Instant::now(), listen: Default::default() });
-        let router = router(Api { engine: engine.clone(), metrics, access, info });
+        let router = router(Api::new(engine.clone(), metrics, access, info));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime starts");
         Self { runtime, engine, router }
     }

@@ -90,35 +90,27 @@ impl Profile {
     }
 }
 
-/// What the directory shows of an agent: its lease as it is now, and whether all else is what it was.
-#[derive(Debug, Clone)]
+/// What the directory showed of an agent at one moment: its lease, and whether all else is what it was at another.
+#[derive(Debug, Clone, Copy)]
 pub struct Glimpse {
-    entry: Arc<Entry>,
+    entry: u64,
+    local: bool,
     /// When its lease ends or ended.
     pub expires_at: Timestamp,
     /// Whether its lease runs.
     pub lease: LeaseState,
-    local: bool,
 }
 
 impl Glimpse {
-    pub(super) fn new(entry: &Arc<Entry>, node_id: NodeId, monotonic: Duration) -> Self {
+    pub(super) fn new(entry: &Entry, node_id: NodeId, monotonic: Duration) -> Self {
         let local = entry.version.node_id == node_id || !entry.claimed;
         let lease = LeaseState::of(&entry.lease, entry.expired, local, monotonic);
-        Self { entry: Arc::clone(entry), expires_at: entry.lease.expires_at(), lease, local }
+        Self { entry: entry.number, local, expires_at: entry.lease.expires_at(), lease }
     }
 
-    /// Whether the [`Profile`] of the other one differs from that of this one in its lease at most: an agent that is
-    /// written anew has a new entry in the directory.
+    /// Whether the agent's [`Profile`] was the same at both moments, but for its lease.
     pub fn shows_the_same_as(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.entry, &other.entry) && self.local == other.local
-    }
-
-    /// A number below `places`, a power of two: the same one for as long as all but the lease is the same.
-    pub fn spread(&self, places: usize) -> usize {
-        // Fibonacci hashing (Knuth, The Art of Computer Programming, 6.4) of an address, whose lowest bits are all alike.
-        let address = Arc::as_ptr(&self.entry).addr() as u64;
-        (address.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & (places - 1)
+        (self.entry, self.local) == (other.entry, other.local)
     }
 }
 

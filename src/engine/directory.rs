@@ -7,6 +7,7 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
+use std::sync::atomic::{self, AtomicU64};
 
 use imbl::{HashMap, OrdMap, OrdSet, Vector};
 
@@ -33,7 +34,12 @@ pub struct Entry {
     pub claimed: bool,
     /// Its version.
     pub version: AgentVersion,
+    /// No other entry of this process has it: an agent that is written anew has a new entry.
+    pub number: u64,
 }
+
+/// The number of the next entry.
+static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
 
 impl Entry {
     /// The entry of a stored agent.
@@ -55,6 +61,7 @@ impl Entry {
             local,
             claimed: agent.claimed,
             version: agent.version,
+            number: NEXT_NUMBER.fetch_add(1, atomic::Ordering::Relaxed),
         }
     }
 }
@@ -341,6 +348,7 @@ fn placeholder(standing: &Standing) -> Entry {
         local: false,
         claimed: true,
         version: AgentVersion { epoch: 0, seq: 0, node_id: NodeId::NIL },
+        number: 0,
     }
 }
 

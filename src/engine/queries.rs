@@ -110,9 +110,13 @@ impl Engine {
         Ok(self.profile(agent, &view))
     }
 
-    /// What the directory shows of an agent, without looking into the store; `None` also for one that is not listed yet.
+    /// What the directory shows of an agent, without looking into the store; `None` also for one that is not listed yet, and
+    /// while the store is not sound, when only the store can tell what can be read.
     pub fn glimpse(&self, id: &AgentId) -> Option<Glimpse> {
         let core = self.core();
+        if core.failed().is_some() {
+            return None;
+        }
         let view = core.view();
         Some(Glimpse::new(view.directory.get(id)?, core.store.node_id(), core.clock.monotonic()))
     }

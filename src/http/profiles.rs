@@ -1,11 +1,12 @@
 //! Answers to look-ups, kept as they were written: most agents are looked at far more often than they change.
 //!
-//! An answer is kept with the [`Glimpse`] of the agent that it was made for, and is of use for as long as the directory
-//! shows the same. Only the lease is written anew each time, for heartbeats move it.
+//! An answer is kept with the [`Glimpse`] of the agent that was taken before it was made, and is of use for as long as the
+//! directory shows the same. Only the lease is written anew each time, for heartbeats move it.
 //!
-//! There is a fixed number of places, and the agent's place in the directory decides which two are its own; of those who
-//! share them the last two stay. So the memory is bounded, and nobody waits.
+//! There is a fixed number of places, two for each agent's id; of those who share two, the last two stay. A new answer takes
+//! the place of the agent's last one. So the memory is bounded, and nobody waits.
 
+use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use arc_swap::ArcSwapOption;
 
 use super::dto::agents::{Lease, Profile};
 use super::reply::{to_json, write_json};
+use crate::domain::AgentId;
 use crate::engine::{self, Glimpse};
 
 /// Pairs of places: a power of two.
@@ -26,29 +28,32 @@ const LEASE: usize = 128;
 pub(crate) struct Profiles {
     /// The last answer comes first.
     pairs: Box<[[ArcSwapOption<Kept>; 2]]>,
+    hasher: RandomState,
 }
 
 struct Kept {
+    agent_id: AgentId,
     glimpse: Glimpse,
     revision: u64,
     ttl_seconds: u32,
-    text: Vec<u8>,
+    text: Box<[u8]>,
     /// Where the lease stands in the text.
     lease: Range<usize>,
 }
 
 impl Default for Profiles {
     fn default() -> Self {
-        Self { pairs: std::iter::repeat_with(Default::default).take(PAIRS).collect() }
+        let pairs = std::iter::repeat_with(Default::default).take(PAIRS).collect();
+        Self { pairs, hasher: RandomState::new() }
     }
 }
 
 impl Profiles {
     /// The answer for this agent as it is now, and its revision, if one is kept.
-    pub(crate) fn answer(&self, glimpse: &Glimpse) -> Option<(Vec<u8>, u64)> {
-        self.pair_of(glimpse).iter().find_map(|place| {
+    pub(crate) fn answer(&self, id: &AgentId, glimpse: Glimpse) -> Option<(Vec<u8>, u64)> {
+        self.pair_of(id).iter().find_map(|place| {
             let kept = place.load();
-            let kept = kept.as_ref().filter(|kept| kept.glimpse.shows_the_same_as(glimpse))?;
+            let kept = kept.as_ref().filter(|kept| kept.glimpse.shows_the_same_as(&glimpse))?;
             Some((kept.with_lease_of(glimpse), kept.revision))
         })
     }
@@ -58,22 +63,34 @@ impl Profiles {
         let shown = Profile::from(profile);
         let text = to_json(&shown);
         if let Some(glimpse) = glimpse.filter(|_| text.len() <= LONGEST) {
-            let lease = shown.lease_within(&text);
-            let (revision, ttl_seconds) = (profile.agent.revision, profile.agent.ttl.seconds());
-            let kept = Kept { revision, ttl_seconds, text: text.clone(), lease, glimpse };
-            let [last, before] = self.pair_of(&kept.glimpse);
-            before.store(last.swap(Some(Arc::new(kept))));
+            self.keep(Kept {
+                agent_id: profile.agent.agent_id.clone(),
+                glimpse,
+                revision: profile.agent.revision,
+                ttl_seconds: profile.agent.ttl.seconds(),
+                lease: shown.lease_within(&text),
+                text: text.as_slice().into(),
+            });
         }
         text
     }
 
-    fn pair_of(&self, glimpse: &Glimpse) -> &[ArcSwapOption<Kept>; 2] {
-        &self.pairs[glimpse.spread(PAIRS)]
+    fn keep(&self, kept: Kept) {
+        let [last, before] = self.pair_of(&kept.agent_id);
+        let is_another = last.load().as_ref().is_some_and(|last| last.agent_id != kept.agent_id);
+        let replaced = last.swap(Some(Arc::new(kept)));
+        if is_another {
+            before.store(replaced);
+        }
+    }
+
+    fn pair_of(&self, id: &AgentId) -> &[ArcSwapOption<Kept>; 2] {
+        &self.pairs[self.hasher.hash_one(id) as usize % PAIRS]
     }
 }
 
 impl Kept {
-    fn with_lease_of(&self, glimpse: &Glimpse) -> Vec<u8> {
+    fn with_lease_of(&self, glimpse: Glimpse) -> Vec<u8> {
         let mut text = Vec::with_capacity(self.text.len() + LEASE);
         text.extend_from_slice(&self.text[..self.lease.start]);
         write_json(&mut text, &Lease::of(self.ttl_seconds, glimpse.expires_at, glimpse.lease));
@@ -118,7 +135,7 @@ mod tests {
         // Whether it was kept, while it was always what the store says.
         let look = || {
             let glimpse = engine.glimpse(&id).expect("it is there");
-            let kept = profiles.answer(&glimpse);
+            let kept = profiles.answer(&id, glimpse);
             let profile = engine.agent(&id).expect("it is there");
             let anew = profiles.write(Some(glimpse), &profile);
             assert_eq!(anew, to_json(&Profile::from(&profile)));
@@ -143,15 +160,33 @@ mod tests {
 
         clock.0.fetch_add(20_000_000, Ordering::SeqCst);
         look();
-        let expired = profiles.answer(&engine.glimpse(&id).unwrap()).unwrap().0;
+        let expired = profiles.answer(&id, engine.glimpse(&id).unwrap()).unwrap().0;
         assert!(String::from_utf8(expired).unwrap().contains(r#""state":"expired""#));
         engine.unregister(id.clone(), Precondition::None).await.unwrap();
         assert!(engine.glimpse(&id).is_none());
     }
 
-    #[test]
-    fn places_are_few_and_answers_short() {
-        let most = 2 * PAIRS * (LONGEST + size_of::<Kept>());
-        assert!(PAIRS.is_power_of_two() && most < 24 * 1024 * 1024, "{most}");
+    #[tokio::test]
+    async fn an_agent_that_changes_has_one_place_and_a_long_answer_none() {
+        let engine = Engine::open(Options::new(Location::Memory)).unwrap();
+        let profiles = Profiles::default();
+        let count = || profiles.pairs.iter().flatten().filter(|place| place.load().is_some()).count();
+        let look = async |id: &str, metadata: &str| {
+            let body = format!(
+                r#"{{"agent_id":"{id}","name":"x","capabilities":[],"cost_per_task":1,"metadata":{{"x":"{metadata}"}}}}"#
+            );
+            let registration = parse_object::<RegistrationBody>(body.as_bytes()).unwrap().registration().unwrap();
+            engine.replace(registration, Precondition::None).await.unwrap();
+            let id = AgentId::from_stored(id);
+            profiles.write(engine.glimpse(&id), &engine.agent(&id).unwrap());
+        };
+        for change in 0..20 {
+            look("busy", &change.to_string()).await;
+        }
+        assert_eq!(count(), 1);
+        look("long", &"x".repeat(LONGEST)).await;
+        assert_eq!(count(), 1);
+        engine.close();
+        assert!(engine.glimpse(&AgentId::from_stored("busy")).is_none(), "what cannot be read is not shown");
     }
 }

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use axum::body::{Body, HttpBody};
 use axum::http::{HeaderValue, Method, header};
 use axum::response::{IntoResponse, Response};
 use percent_encoding::percent_decode_str;
@@ -104,13 +105,15 @@ impl Router {
 }
 
 impl Route {
-    /// Has a request handled. HEAD is answered as GET; its body stays here.
+    /// Has a request handled. HEAD is answered as GET, but for the body.
     pub(crate) async fn handle(&self, api: Arc<Api>, call: Call) -> Response {
-        let wanted = if *call.method() == Method::HEAD { &Method::GET } else { call.method() };
-        match self.handlers.iter().find(|(method, _)| method == wanted) {
+        let is_head = *call.method() == Method::HEAD;
+        let wanted = if is_head { &Method::GET } else { call.method() };
+        let response = match self.handlers.iter().find(|(method, _)| method == wanted) {
             Some((_, handler)) => handler(api, call).await.into_response(),
             None => self.refuse(call.method()),
-        }
+        };
+        if is_head { without_body(response) } else { response }
     }
 
     fn refuse(&self, method: &Method) -> Response {
@@ -127,6 +130,15 @@ impl Route {
         response.headers_mut().insert(header::ALLOW, allowed);
         response
     }
+}
+
+/// An answer that says how long its body would have been. One that does not know has hyper leave the body out.
+fn without_body(mut response: Response) -> Response {
+    if let Some(length @ 1..) = response.body().size_hint().exact() {
+        response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+        *response.body_mut() = Body::empty();
+    }
+    response
 }
 
 /// What to say where there is no route.

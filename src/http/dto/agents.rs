@@ -285,6 +285,7 @@ pub(crate) struct Profile<'a> {
     /// Rises with register, PUT and PATCH; never reused for an id.
     #[schema(minimum = 1)]
     revision: u64,
+    // These two come last: see `lease_within`.
     #[schema(inline)]
     lease: Lease,
     #[schema(inline)]

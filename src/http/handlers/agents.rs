@@ -97,7 +97,7 @@ pub(crate) async fn get_agent(api: Arc<Api>, call: Call) -> Answer {
     let id = call.agent_id()?;
 
     let glimpse = api.engine.glimpse(&id);
-    let (text, revision) = match glimpse.as_ref().and_then(|glimpse| api.profiles.answer(glimpse)) {
+    let (text, revision) = match glimpse.and_then(|glimpse| api.profiles.answer(&id, glimpse)) {
         Some(kept) => kept,
         None => {
             let profile = api.engine.agent(&id)?;
