@@ -31,8 +31,9 @@ use crate::tls::server::CurrentTls;
 
 /// When shutting down has taken this long, the disk hangs and the process leaves it.
 const SHUTDOWN_LIMIT: Duration = Duration::from_millis(9_500);
-/// Threads for reads that take longer: lists, searches, exports.
-const BLOCKING_THREADS: usize = 32;
+/// Threads for reads that take longer: lists, searches, exports. None of them waits for a client, so there are only as many
+/// as keep the disk and the processors busy: each keeps some megabytes in the allocator once it has made a large answer.
+const BLOCKING_THREADS: usize = 8;
 
 /// Why serving did not start, or did not end well.
 #[derive(Debug, Error)]

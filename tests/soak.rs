@@ -29,8 +29,8 @@ const MIB: u64 = 1024 * 1024;
 const MOST_MORE_RESIDENT: u64 = 24 * MIB;
 /// Connections that come and go.
 const MOST_MORE_DESCRIPTORS: u64 = 16;
-/// Threads for reads come as they are needed, up to 32.
-const MOST_THREADS: u64 = 48;
+/// Threads for reads come as they are needed, up to 8.
+const MOST_THREADS: u64 = 24;
 /// What a transaction may take in the file, two events, indexes, copies and growth in advance included.
 const BYTES_PER_TRANSACTION: u64 = 4 * 1024;
 
