@@ -211,7 +211,8 @@ impl Writer {
             }
             let oldest_minute = minute_of(moment.now).saturating_sub(WINDOW_MINUTES + 1);
             batch.count_loads_from(oldest_minute);
-            if housekeeping {
+            // What it takes away makes no room at once, and may lie anywhere in the file.
+            if housekeeping && !is_settling_put_off {
                 purged = purged.max(batch.purge_receipts(age.before(RECEIPTS_KEPT), MAX_PURGE)?);
                 purged = purged.max(batch.purge_loads(oldest_minute, MAX_PURGE)?);
                 purged = purged.max(batch.purge_tombstones(moment.now, MAX_PURGE)?);

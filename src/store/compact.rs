@@ -32,7 +32,7 @@ pub fn compact(path: &Path) -> Result<CompactReport, OpenError> {
         Ok(())
     })
     .map_err(fail)?;
-    drop(opened);
+    opened.database.close().map_err(|error| fail(error.into()))?;
     let after_bytes = backend.len().map_err(|error| fail(error.into()))?;
     Ok(CompactReport { before_bytes, after_bytes })
 }

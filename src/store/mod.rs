@@ -332,8 +332,11 @@ impl Store {
     /// until they are dropped.
     pub fn close(&self) {
         let in_order = match self.opened.swap(None).map(Arc::try_unwrap) {
-            // The last owner drops the database, which writes what makes the next opening quick.
-            Some(Ok(opened)) => opened.takes_writes() && !opened.failed.load(Ordering::Relaxed),
+            // The last owner closes the database, which writes what makes the next opening quick.
+            Some(Ok(opened)) => {
+                let is_sound = opened.takes_writes() && !opened.failed.load(Ordering::Relaxed);
+                guarded(|| opened.database.close().map_err(StoreError::from)).is_ok() && is_sound
+            }
             // A reader that is under way would do so too late.
             Some(Err(shared)) => {
                 shared.revoker.revoke();
@@ -410,22 +413,22 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_a_probe_failed_on_is_not_sealed() {
+    fn a_file_whose_disk_failed_a_probe_or_its_closing_is_not_sealed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join(FILE_NAME);
         let mut random = StdRng::seed_from_u64(1);
         Store::open_file(&path, Mint { now: Timestamp::from_micros(1), random: &mut random }).unwrap().0.close();
-        for fails in [false, true] {
+        for (fails_probe, fails_closing) in [(false, false), (true, false), (false, true)] {
             let locked = file::open_existing(&path).unwrap();
             let file = Arc::new(Unsteady { file: locked.backend, fails: AtomicBool::new(false) });
             let seal = || Seal::of(&path, locked.id);
             let mint = Mint { now: Timestamp::from_micros(1), random: &mut random };
             let (store, _) = Store::open_for(file.clone(), Some(path.clone()), Some(seal()), mint).unwrap();
-            file.fails.store(fails, Ordering::SeqCst);
-            assert_eq!(store.probe().is_err(), fails);
-            file.fails.store(false, Ordering::SeqCst);
+            file.fails.store(fails_probe, Ordering::SeqCst);
+            assert_eq!(store.probe().is_err(), fails_probe);
+            file.fails.store(fails_closing, Ordering::SeqCst);
             store.close();
-            assert_eq!(seal().is_whole(), !fails);
+            assert_eq!(seal().is_whole(), !fails_probe && !fails_closing);
         }
     }
 }

@@ -15,6 +15,7 @@ use super::batch::Batch;
 use super::error::{OpenError, StoreError};
 use super::file;
 use super::ledger::Known;
+use super::seal::Seal;
 use super::snapshot::Snapshot;
 use super::tables::{self, meta};
 use super::trial::Trial;
@@ -57,9 +58,12 @@ pub enum Purpose {
 
 /// Opens the file of a stopped store for work on the whole of it.
 pub fn open_stopped(path: &Path, purpose: Purpose) -> Result<(Opened, Arc<dyn StorageBackend>, Identity), OpenError> {
-    let backend = file::open_existing(path)?.backend;
-    let (opened, identity) = open_ours(&backend, path, purpose, read_identity)?;
-    Ok((opened, backend, identity))
+    let locked = file::open_existing(path)?;
+    let (opened, identity) = open_ours(&locked.backend, path, purpose, read_identity)?;
+    if purpose == Purpose::Rewrite {
+        Seal::of(path, locked.id).break_open().map_err(|error| open_error(path, error.into()))?;
+    }
+    Ok((opened, locked.backend, identity))
 }
 
 /// Opens what `recognise` takes for a store of ours, and changes nothing in it unless it does, nor for a look.
