@@ -219,22 +219,30 @@ fn a_full_disk_is_said_to_be_full_while_reads_go_on() {
     assert_clean(&path);
 }
 
+/// An engine on a disk that fails as it is told, with a clock that is turned by hand.
+fn turned_by_hand(path: &Path) -> (Arc<FragileFile>, Arc<ManualClock>, Engine) {
+    let file = FragileFile::create(path);
+    let clock = ManualClock::at(1_795_391_431_767_109);
+    let options = Options { clock: clock.clone(), ..Options::new(Location::Backend(file.clone())) };
+    let engine = Engine::open(options).unwrap();
+    (file, clock, engine)
+}
+
+/// A transaction between two agents that no other number has.
+fn of_new_agents(number: usize) -> NewTransaction {
+    let agent = |kind: &str| format!("{kind}-{number:05}");
+    NewTransaction { transaction_id: None, facts: facts(&agent("a"), &agent("b"), "python", "1") }
+}
+
 /// A disk with room for a small commit only. What waits to be put in place is put off, and small writes go on.
 #[test]
 fn where_there_is_no_room_to_put_lists_in_place_small_writes_go_on() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("f.redb");
-    let file = FragileFile::create(&path);
-    let clock = ManualClock::at(1_795_391_431_767_109);
-    let options = Options { clock: clock.clone(), ..Options::new(Location::Backend(file.clone())) };
-    let engine = Engine::open(options).unwrap();
+    let (file, clock, engine) = turned_by_hand(&path);
     engine.record(new(0), None).wait().unwrap();
     for batch in 0..40 {
-        let of = |number: usize| {
-            let agent = |kind: &str| format!("{kind}-{:05}", batch * 100 + number);
-            NewTransaction { transaction_id: None, facts: facts(&agent("a"), &agent("b"), "python", "1") }
-        };
-        engine.record_batch((0..100).map(of).collect()).wait().unwrap();
+        engine.record_batch((batch * 100..).take(100).map(of_new_agents).collect()).wait().unwrap();
     }
     file.commit_bytes.store(700 * 1024, Ordering::SeqCst);
     // Loads of more than an hour ago are to be forgotten, and for that everything is put in its place.
@@ -258,18 +266,11 @@ fn where_there_is_no_room_to_put_lists_in_place_small_writes_go_on() {
 fn where_there_is_no_room_to_put_much_in_place_more_of_it_waits() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("f.redb");
-    let file = FragileFile::create(&path);
-    let clock = ManualClock::at(1_795_391_431_767_109);
-    let options = Options { clock: clock.clone(), ..Options::new(Location::Backend(file.clone())) };
-    let engine = Engine::open(options).unwrap();
+    let (file, clock, engine) = turned_by_hand(&path);
     // A transaction of two new agents leaves five changes: an entry and a balance of each, and a load.
     let mut agents = 0..;
     let mut record = |transactions: usize| {
-        let new = |number: usize| {
-            let of = |kind: &str| format!("{kind}-{number:05}");
-            NewTransaction { transaction_id: None, facts: facts(&of("a"), &of("b"), "python", "1") }
-        };
-        engine.record_batch(agents.by_ref().take(transactions).map(new).collect()).wait()
+        engine.record_batch(agents.by_ref().take(transactions).map(of_new_agents).collect()).wait()
     };
     for _ in 0..65 {
         record(100).unwrap();

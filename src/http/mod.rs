@@ -4,8 +4,8 @@
 //! server (accept, connection limit, heads)  →  gate (access, deadline, panics, unread bodies)  →  routes  →  handlers
 //! ```
 //!
-//! Every route is registered together with its description, so that the OpenAPI document and the handlers cannot
-//! disagree. This module knows the engine and the domain; the store and the sinks it never sees.
+//! One table says which handler answers which route, and a test holds the handlers' descriptions and the OpenAPI document
+//! against it. This module knows the engine and the domain; the store and the sinks it never sees.
 
 mod answers;
 mod body;

@@ -17,7 +17,7 @@ use super::reply::{to_json, write_json};
 use crate::domain::AgentId;
 use crate::engine::{self, Glimpse};
 
-/// Pairs of places: a power of two.
+/// Pairs of places.
 const PAIRS: usize = 8_192;
 /// Longer answers are made each time.
 const LONGEST: usize = 1_024;

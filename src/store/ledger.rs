@@ -319,9 +319,6 @@ impl Batch<'_> {
     pub fn purge_loads(&mut self, minute: u32, limit: usize) -> Result<usize, StoreError> {
         let range = Tally::loads_from(0)..Tally::loads_from(minute);
         if self.runs.have_tally_within(&range.start, &range.end)? {
-            if self.runs.is_put_off() {
-                return Ok(0);
-            }
             self.settle()?;
         }
         let due = self

@@ -112,11 +112,6 @@ impl<'t> Runs<'t> {
         self.is_put_off = true;
     }
 
-    /// Whether it is.
-    pub fn is_put_off(&self) -> bool {
-        self.is_put_off
-    }
-
     /// Whether more would wait with what this batch has added than may.
     pub fn are_full(&self, before: &Waiting) -> bool {
         let most = if self.is_put_off { MOST_WAITING } else { MAX_WAITING };
