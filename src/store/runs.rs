@@ -387,6 +387,23 @@ mod tests {
     }
 
     #[test]
+    fn put_off_a_larger_run_takes_in_the_small_ones_before_it() {
+        const ROUNDS: u64 = 10;
+        let database = Database::builder().create_with_backend(InMemoryBackend::new()).unwrap();
+        let transaction = database.begin_write().unwrap();
+        let (mut waiting, mut keys) = (Waiting::default(), 0_u32..);
+        for changes in [1, 1, 1, 1, 1, 1, 1, FAN.pow(SMALL)].repeat(ROUNDS as usize) {
+            let mut runs = Runs::new(&transaction);
+            runs.put_off();
+            for key in keys.by_ref().take(changes) {
+                runs.change_tally(&key.to_be_bytes(), None);
+            }
+            runs.flush(&mut waiting).unwrap();
+        }
+        assert_eq!(transaction.open_table(tables::RUNS).unwrap().len().unwrap(), ROUNDS);
+    }
+
+    #[test]
     fn put_off_more_may_wait_but_not_any_number() {
         let database = Database::builder().create_with_backend(InMemoryBackend::new()).unwrap();
         let transaction = database.begin_write().unwrap();
