@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 
 use common::clock::ManualClock;
 use common::trials::Trials;
-use common::{facts, transaction_id};
+use common::{agent_id, facts, registration, transaction_id};
 use futures_util::FutureExt;
 use redb::StorageBackend;
 use redb::backends::FileBackend;
-use tradepost::domain::{NewTransaction, TransactionId};
+use tradepost::domain::{NewTransaction, TransactionId, Weight};
+use tradepost::engine::Idempotency;
 use tradepost::store::verify;
 use tradepost::{Engine, Error, Location, Options};
 
@@ -261,6 +262,37 @@ fn where_there_is_no_room_to_put_lists_in_place_small_writes_go_on() {
     assert_clean(&path);
 }
 
+/// What is to be forgotten makes no room at once: after a full disk it stays, and is forgotten once that is long ago.
+#[test]
+fn after_a_full_disk_nothing_is_forgotten_for_a_while() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("f.redb");
+    let (file, clock, engine) = turned_by_hand(&path);
+    let is_known = |engine: &Engine| {
+        let once = Some(Idempotency { key: "k".into(), request: [1; 32] });
+        engine.record(of_new_agents(0), once).wait().unwrap().replayed
+    };
+    assert!(!is_known(&engine) && is_known(&engine));
+    for batch in 0..40 {
+        engine.record_batch((batch * 100..).take(100).map(of_new_agents).collect()).wait().unwrap();
+    }
+    file.commit_bytes.store(700 * 1024, Ordering::SeqCst);
+    clock.advance(Duration::from_secs(8 * 24 * 3_600));
+    assert!(matches!(engine.record(new(1), None).wait(), Err(Error::StorageFull(_))));
+    wait_until_ready(&engine);
+    for number in 2..8 {
+        clock.advance(Duration::from_secs(61));
+        engine.record(new(number), None).wait().unwrap();
+        assert!(is_known(&engine), "the answer of a week ago was forgotten on a full disk");
+    }
+    file.commit_bytes.store(i64::MAX, Ordering::SeqCst);
+    clock.advance(Duration::from_secs(5 * 60));
+    engine.record(new(8), None).wait().unwrap();
+    assert!(!is_known(&engine), "the answer of a week ago is still there");
+    drop((engine, file));
+    assert_clean(&path);
+}
+
 /// The same where as much waits as may. More of it waits then, and is put in its place once there is room.
 #[test]
 fn where_there_is_no_room_to_put_much_in_place_more_of_it_waits() {
@@ -292,6 +324,33 @@ fn where_there_is_no_room_to_put_much_in_place_more_of_it_waits() {
     record(20).unwrap();
     drop((engine, file));
     assert_clean(&path);
+}
+
+/// While a change is on its way to the disk, nobody can tell when the store begins to show it; so from then on until the
+/// directory shows it too, an agent is looked up in the store: whoever saw the change is not shown what was before it.
+#[test]
+fn while_an_agent_is_written_it_is_looked_up_in_the_store() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = FragileFile::create(&directory.path().join("f.redb"));
+    let engine = Engine::open(Options::new(Location::Backend(file.clone()))).unwrap();
+    let names: Vec<_> = (0..20).map(|number| format!("agent-{number}")).collect();
+    for name in &names {
+        engine.register(registration(name, &[]), None).wait().unwrap();
+    }
+    let glimpsed = || names.iter().filter(|name| engine.glimpse(&agent_id(name)).is_some()).count();
+    assert_eq!(glimpsed(), names.len());
+    file.set(SYNC_HANGS);
+    let pending = engine.observe_outcome(agent_id(&names[0]), true, Weight::default(), None);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !file.hanging.load(Ordering::SeqCst) {
+        assert!(Instant::now() < deadline, "it did not begin to commit");
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert!(engine.glimpse(&agent_id(&names[0])).is_none());
+    assert!(glimpsed() > names.len() / 2, "the others have nothing to do with it");
+    file.set(SOUND);
+    pending.wait().unwrap();
+    assert_eq!(glimpsed(), names.len());
 }
 
 /// A program that is told to stop while its disk fails says of every command that was waiting why it was not done.

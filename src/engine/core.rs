@@ -12,6 +12,7 @@ use super::lease::Moment;
 use super::loads::Loads;
 use super::replica::{CommitMark, SinkBoard};
 use super::rotation::Rotation;
+use super::unpublished::Unpublished;
 use crate::clock::Clock;
 use crate::domain::{LogPosition, Ttl};
 use crate::metrics::Metrics;
@@ -48,6 +49,7 @@ pub struct Core {
     pub default_ttl: Ttl,
     pub rotation: Rotation,
     pub sinks: SinkBoard,
+    pub unpublished: Unpublished,
     view: ArcSwap<View>,
     commits: watch::Sender<CommitMark>,
     failed: ArcSwapOption<Failed>,
@@ -63,6 +65,7 @@ impl Core {
             default_ttl,
             rotation: Rotation::default(),
             sinks: SinkBoard::default(),
+            unpublished: Unpublished::default(),
             view: ArcSwap::default(),
             commits: watch::Sender::default(),
             failed: ArcSwapOption::empty(),
@@ -83,6 +86,7 @@ impl Core {
     /// Puts a new view in the place of the last, and says how far the store has come.
     pub fn publish(&self, view: View, mark: CommitMark) {
         self.view.store(Arc::new(view));
+        self.unpublished.clear();
         self.commits.send_if_modified(|last| std::mem::replace(last, mark) != mark);
     }
 

@@ -22,6 +22,7 @@ mod queries;
 mod recorded;
 pub mod replica;
 mod rotation;
+mod unpublished;
 mod writer;
 
 use std::path::PathBuf;

@@ -110,11 +110,12 @@ impl Engine {
         Ok(self.profile(agent, &view))
     }
 
-    /// What the directory shows of an agent, without looking into the store; `None` also for one that is not listed yet, and
-    /// while the store is not sound, when only the store can tell what can be read.
+    /// What the directory shows of an agent, without looking into the store; `None` also for one that is not listed yet, for
+    /// one of which the store may show more by now, and while the store is not sound, when only the store can tell what can
+    /// be read.
     pub fn glimpse(&self, id: &AgentId) -> Option<Glimpse> {
         let core = self.core();
-        if core.failed().is_some() {
+        if core.failed().is_some() || core.unpublished.may_hold(id) {
             return None;
         }
         let view = core.view();

@@ -201,7 +201,7 @@ impl Writer {
         let (directory, random, default_ttl) = (&self.directory, &mut self.random, self.core.default_ttl);
         let age = self.opened_at_age.after(moment.monotonic.saturating_sub(self.started));
         let is_settling_put_off = moment.monotonic < self.settling_put_off_until;
-        let next_purged_agent = &mut self.next_purged_agent;
+        let (next_purged_agent, unpublished) = (&mut self.next_purged_agent, &self.core.unpublished);
         let (effects, purged) = self.core.store.write(&mut self.head, |batch| {
             let mut purged = 0;
             let mut forgotten = Vec::new();
@@ -231,6 +231,7 @@ impl Writer {
             }
             let (mut effects, recorded) = session.into_effects();
             effects.splice(0..0, forgotten.into_iter().map(Effect::Remove));
+            effects.iter().filter_map(Effect::agent_that_changes).for_each(|id| unpublished.mark(id));
             Ok(((effects, recorded), purged))
         })?;
         if housekeeping {
