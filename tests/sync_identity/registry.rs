@@ -39,7 +39,8 @@ fn contents(redis: &RedisServer) -> Vec<(String, Value)> {
             members.sort();
             json!(members)
         } else {
-            json!(redis.command::<String>(&["GET", &key]))
+            // It may have gone since it was listed.
+            json!(redis.command::<Option<String>>(&["GET", &key]))
         };
         (key, value)
     };
