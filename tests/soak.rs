@@ -97,7 +97,8 @@ fn act(client: &mut Client, random: &mut StdRng, number: &AtomicU64) -> Request 
             let verb = ["settle", "cancel", "dispute"][random.random_range(0..3)];
             Request::new("POST", format!("/v1/transactions/s{id}/{verb}"))
         }
-        60..70 => Request::new("POST", format!("/v1/agents/{}/heartbeat", agent(random))),
+        60..66 => Request::new("POST", format!("/v1/agents/{}/heartbeat", agent(random))),
+        66..70 => Request::get(format!("/v1/agents/{}", agent(random))),
         70..75 => {
             let body = json!({ "cost_per_task": random.random_range(1..100) });
             Request::new("PATCH", format!("/v1/agents/{}", agent(random))).json(&body)
