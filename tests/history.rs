@@ -20,7 +20,7 @@ use common::http::{Address, Answer, Client, Request};
 use common::sidecar::{Home, Sidecar, wait_for};
 use common::trials::Trials;
 
-const ROUNDS: usize = 150;
+const ROUNDS: usize = 1_000;
 const CLIENTS: usize = 4;
 /// What each client does in a round.
 const ACTIONS: usize = 10;

@@ -6,8 +6,8 @@
 //!
 //! Syncs fail as well, now and then: a kernel that could not write a page says so once, and holds it for written.
 //!
-//! `TRADEPOST_POWER_LOSSES` says how many cuts there are, `TRADEPOST_POWER_LOSSES_SEED` which: a failure names both the
-//! seed and the trial.
+//! `TRADEPOST_POWER_LOSSES` says how many cuts there are, `TRADEPOST_POWER_LOSSES_SEED` which: a failure names the seed, the
+//! course and the trial.
 
 mod common;
 
@@ -27,7 +27,9 @@ use tradepost::domain::{AgentId, Capability, Currency, Facts, JsonObject, Money,
 use tradepost::store::verify;
 use tradepost::{Engine, Location, Options, Pending};
 
-const CUTS: u64 = 1_000;
+const CUTS: u64 = 5_000;
+/// Trials that follow from each other are a course; so many run side by side, however many processors there are.
+const COURSES: u64 = 4;
 /// One in so many recovered stores is verified whole.
 const VERIFIED: u64 = 20;
 const SECTOR: usize = 512;
@@ -307,47 +309,52 @@ fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name} is no number")))
 }
 
-#[test]
-fn whatever_was_acknowledged_outlasts_the_power() {
+/// Makes `count` trials of one kind, in courses side by side. Each begins with what the one before has left, or anew.
+fn in_courses(kind: &str, count: u64, try_once: impl Fn(&mut Left, &mut StdRng, &str) + Sync) {
     let seed = setting("TRADEPOST_POWER_LOSSES_SEED", rand::random::<u32>().into());
-    let cuts = setting("TRADEPOST_POWER_LOSSES", CUTS);
-    let mut random = StdRng::seed_from_u64(seed);
-    let mut left = Left::created();
     let trials = Trials::of("power_loss", seed);
-    for number in 0..cuts {
-        trials.ran(1);
-        let trial = format!("seed {seed}, cut {number}");
-        if random.random_bool(0.1) || left.file.len() > MAX_FILE {
-            left = Left::created();
+    let run = |course: u64| {
+        let mut random = StdRng::seed_from_u64(seed + (course << 32));
+        let mut left = Left::created();
+        for number in (course..count).step_by(COURSES as usize) {
+            trials.ran(1);
+            let trial = format!("seed {seed}, {kind} {number} of course {course}");
+            if random.random_bool(0.1) || left.file.len() > MAX_FILE {
+                left = Left::created();
+            }
+            try_once(&mut left, &mut random, &trial);
+            left.check(&trial, (number / COURSES).is_multiple_of(VERIFIED));
         }
-        left.run(&mut random, work);
-        while random.random_bool(0.3) {
-            left.run(&mut random, |_, _, _| {});
+    };
+    thread::scope(|scope| {
+        for course in 0..COURSES {
+            let run = &run;
+            scope.spawn(move || run(course));
         }
-        left.check(&trial, number % VERIFIED == 0);
-    }
+    });
 }
 
-/// How many syncs fail.
-const BAD_SYNCS: u64 = 100;
+#[test]
+fn whatever_was_acknowledged_outlasts_the_power() {
+    in_courses("cut", setting("TRADEPOST_POWER_LOSSES", CUTS), |left, random, _| {
+        left.run(random, work);
+        while random.random_bool(0.3) {
+            left.run(random, |_, _, _| {});
+        }
+    });
+}
+
+/// One sync fails for so many cuts.
+const CUTS_PER_BAD_SYNC: u64 = 10;
 
 #[test]
 fn what_a_failed_sync_did_not_write_is_written_later() {
-    let seed = setting("TRADEPOST_POWER_LOSSES_SEED", rand::random::<u32>().into());
-    let failures = setting("TRADEPOST_POWER_LOSSES", BAD_SYNCS * 10) / 10;
-    let mut random = StdRng::seed_from_u64(seed);
-    let mut left = Left::created();
-    let trials = Trials::of("power_loss", seed);
-    for number in 0..failures {
-        trials.ran(1);
-        let trial = format!("seed {seed}, failed sync {number}");
-        if random.random_bool(0.1) || left.file.len() > MAX_FILE {
-            left = Left::created();
-        }
+    let failures = setting("TRADEPOST_POWER_LOSSES", CUTS) / CUTS_PER_BAD_SYNC;
+    in_courses("failed sync", failures, |left, random, trial| {
         let file = Disk::with(&left.file, &Power::until(u64::MAX));
         let engine = Engine::open(Options::new(Location::Backend(file.clone()))).expect("there is power");
         for _ in 0..random.random_range(0..10) {
-            record_next(&engine, &mut left);
+            record_next(&engine, left);
         }
         file.fail_next_sync(StdRng::seed_from_u64(random.random()));
         // So many that what comes later leaves most of their pages as they are.
@@ -355,18 +362,17 @@ fn what_a_failed_sync_did_not_write_is_written_later() {
         let names: Vec<String> = (first..first + count).map(|number| format!("t{number}")).collect();
         let batch = || engine.record_batch(names.iter().map(|name| new(name, 3_000)).collect());
         assert!(batch().wait().is_err(), "{trial}: its sync failed");
-        wait_until_ready(&engine, &trial);
+        wait_until_ready(&engine, trial);
         // They may be there or not; asked for again they are acknowledged.
         batch().wait().expect("nothing fails");
         left.submitted.extend(names.iter().cloned());
         left.acknowledged.extend(names);
         for _ in 0..random.random_range(1..10) {
-            record_next(&engine, &mut left);
+            record_next(&engine, left);
         }
-        left.file = file.after_cut(&mut random);
+        left.file = file.after_cut(random);
         drop(engine);
-        left.check(&trial, number % VERIFIED == 0);
-    }
+    });
 }
 
 fn record_next(engine: &Engine, left: &mut Left) {

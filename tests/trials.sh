@@ -35,9 +35,9 @@ esac
 
 # class, test, the one function of it (or nothing: all), how many in a large run, what sets the seed
 classes="\
-power_loss  power_loss  -                                          TRADEPOST_POWER_LOSSES=20000  TRADEPOST_POWER_LOSSES_SEED
-faults      faults      whichever_operation_fails                  TRADEPOST_FAULTS_STEP=1       -
-damage      damage      an_altered_file                            TRADEPOST_DAMAGES=20000       TRADEPOST_DAMAGES_SEED
+power_loss  power_loss  -                                          TRADEPOST_POWER_LOSSES=200000 TRADEPOST_POWER_LOSSES_SEED
+faults      faults      whichever_operation_fails                  -                             -
+damage      damage      an_altered_file                            TRADEPOST_DAMAGES=200000      TRADEPOST_DAMAGES_SEED
 disk        disk        -                                          -                             -
 crash       crash       what_was_acknowledged_survives_kill_9      TRADEPOST_CRASH_ROUNDS=200    -
 history     history     -                                          TRADEPOST_HISTORIES=5000      TRADEPOST_HISTORIES_SEED
