@@ -6,15 +6,17 @@
 use std::fs::{self, Permissions};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use crossbeam_channel::Sender;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use thiserror::Error;
 use tokio::sync::watch;
@@ -30,7 +32,9 @@ use crate::sync::{self, CurrentUrl, SyncOptions};
 use crate::tls::server::CurrentTls;
 
 /// When shutting down has taken this long, the disk hangs and the process leaves it.
-const SHUTDOWN_LIMIT: Duration = Duration::from_millis(9_500);
+const SHUTDOWN_LIMIT: Duration = Duration::from_millis(9_400);
+/// What the log is given before a process that hangs is left.
+const LAST_WORDS: Duration = Duration::from_millis(50);
 /// Threads for reads that take longer: lists, searches, exports. None of them waits for a client, so there are only as many
 /// as keep the disk and the processors busy: each keeps some megabytes in the allocator once it has made a large answer.
 const BLOCKING_THREADS: usize = 8;
@@ -62,6 +66,9 @@ impl ServeError {
 pub fn serve(settings: ServeSettings) -> Result<(), ServeError> {
     // Before anything listens, so that a signal from here on ends it in order.
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(ServeError::io("cannot watch for signals"))?;
+    // A file that may not grow is like a full disk, once the signal does not end the process.
+    signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))
+        .map_err(ServeError::io("cannot watch for signals"))?;
     let started = Instant::now();
     let metrics = Metrics::default();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
@@ -91,10 +98,11 @@ pub fn serve(settings: ServeSettings) -> Result<(), ServeError> {
         stopped: stopped.clone(),
         reloaded,
     });
+    let reload = spawn_reloading(credentials).map_err(ServeError::io("cannot start a thread"))?;
     let signal_handle = signals.handle();
     let signal_thread = thread::Builder::new()
         .name("signals".to_owned())
-        .spawn(move || watch_signals(&mut signals, &stop, &credentials))
+        .spawn(move || watch_signals(&mut signals, &stop, &reload))
         .map_err(ServeError::io("cannot start a thread"))?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -158,9 +166,9 @@ async fn run(
     let (mut listeners, mut addresses) = (vec![listener], vec![shown]);
     let mut socket_file = None;
     if let Some((unix, file)) = socket {
-        let refused = ServeError::io(format!("cannot listen on {}", file.0.display()));
+        let refused = ServeError::io(format!("cannot listen on {}", file.path.display()));
         listeners.push(Listener::Unix(tokio::net::UnixListener::from_std(unix).map_err(refused)?));
-        addresses.push(format!("unix:{}", file.0.display()));
+        addresses.push(format!("unix:{}", file.path.display()));
         socket_file = Some(file);
     }
     tracing::info!(listen = %addresses.join(" "), node_id = %api.engine.node_id(), "serving the API");
@@ -202,19 +210,29 @@ fn notify_service_manager(state: &[sd_notify::NotifyState<'_>]) {
 }
 
 /// The first SIGTERM or SIGINT ends the process in order, the second at once. SIGHUP rereads the credentials.
-fn watch_signals(signals: &mut Signals, stop: &watch::Sender<bool>, credentials: &Credentials) {
+fn watch_signals(signals: &mut Signals, stop: &watch::Sender<bool>, reload: &Sender<()>) {
     for signal in signals.forever() {
         if signal == SIGHUP {
-            credentials.reload();
+            // One that waits already will read what is there by then.
+            reload.try_send(()).ok();
         } else if *stop.borrow() {
             tracing::warn!("a second signal; leaving at once");
-            std::process::exit(128 + signal);
+            leave(128 + signal);
         } else {
             tracing::info!("stopping");
             stop.send_replace(true);
             leave_if_stuck();
         }
     }
+}
+
+/// Rereads credentials whenever it is told to. On a thread of its own, for a file may block its reader: on a file system
+/// that hangs, or as a pipe.
+fn spawn_reloading(credentials: Credentials) -> io::Result<Sender<()>> {
+    let (reload, asked) = crossbeam_channel::bounded(1);
+    let run = move || asked.iter().for_each(|()| credentials.reload());
+    thread::Builder::new().name("reload".to_owned()).spawn(run)?;
+    Ok(reload)
 }
 
 /// The secrets that may change while we run.
@@ -290,20 +308,30 @@ impl Credentials {
     }
 }
 
+/// Ends the process, whatever hangs. The log's own thread is given a moment for the last words.
+fn leave(code: i32) -> ! {
+    thread::sleep(LAST_WORDS);
+    std::process::exit(code)
+}
+
 /// A disk that hangs must not keep the process from ending.
 fn leave_if_stuck() {
     let watchdog = thread::Builder::new().name("watchdog".to_owned()).spawn(|| {
         thread::sleep(SHUTDOWN_LIMIT);
         tracing::error!("shutting down took too long; what was not acknowledged may be lost");
-        std::process::exit(74);
+        leave(74);
     });
     if let Err(error) = watchdog {
         tracing::warn!(%error, "shutting down without a time limit");
     }
 }
 
-/// The name of a bound Unix socket, removed when dropped.
-struct SocketFile(PathBuf);
+/// The name of a bound Unix socket, removed when dropped, unless it is another's by then.
+struct SocketFile {
+    path: PathBuf,
+    /// Which one it is, whatever lies under its name by then.
+    id: (u64, u64),
+}
 
 /// Binds with mode 0600. A socket that nobody answers on is a leftover and replaced; anything else is left alone.
 fn bind_socket(path: &Path) -> Result<(UnixListener, SocketFile), ServeError> {
@@ -321,16 +349,24 @@ fn bind_socket(path: &Path) -> Result<(UnixListener, SocketFile), ServeError> {
     let mask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
     let bound = UnixListener::bind(path);
     rustix::process::umask(mask);
-    let (listener, file) = (bound.map_err(error)?, SocketFile(path.to_owned()));
+    let listener = bound.map_err(error)?;
+    let file = SocketFile { path: path.to_owned(), id: id_of(path).map_err(error)? };
     fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(error)?;
     listener.set_nonblocking(true).map_err(error)?;
     Ok((listener, file))
 }
 
+/// Device and inode of whatever has this name.
+fn id_of(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.0) {
-            tracing::warn!(path = %self.0.display(), %error, "the socket could not be removed");
+        if id_of(&self.path).is_ok_and(|id| id != self.id) {
+            tracing::warn!(path = %self.path.display(), "the socket is another process's by now, and stays");
+        } else if let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "the socket could not be removed");
         }
     }
 }

@@ -16,10 +16,10 @@ use common::{agent_id, facts, registration, transaction_id};
 use futures_util::FutureExt;
 use redb::StorageBackend;
 use redb::backends::FileBackend;
-use tradepost::domain::{NewTransaction, TransactionId, Weight};
+use tradepost::domain::{NewTransaction, Registration, TransactionId, Ttl, Weight};
 use tradepost::engine::Idempotency;
 use tradepost::store::verify;
-use tradepost::{Engine, Error, Location, Options};
+use tradepost::{Engine, Error, LeaseState, Location, Options, Precondition};
 
 /// A countdown that is none, and one that has ended.
 const NEVER: i64 = -1;
@@ -70,6 +70,10 @@ impl FragileFile {
     /// Whether an operation has failed; from here on none does.
     fn heal(&self) -> bool {
         self.countdown.swap(NEVER, Ordering::SeqCst) == DONE
+    }
+
+    fn wait_until_it_hangs(&self) {
+        wait_until("it did not begin to commit", || self.hanging.load(Ordering::SeqCst));
     }
 
     fn step(&self) -> io::Result<()> {
@@ -148,6 +152,14 @@ fn new(number: usize) -> NewTransaction {
 
 fn id(number: usize) -> TransactionId {
     transaction_id(&format!("t{number}"))
+}
+
+fn wait_until(what: &str, is_true: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !is_true() {
+        assert!(Instant::now() < deadline, "{what}");
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 fn wait_until_ready(engine: &Engine) {
@@ -341,16 +353,36 @@ fn while_an_agent_is_written_it_is_looked_up_in_the_store() {
     assert_eq!(glimpsed(), names.len());
     file.set(SYNC_HANGS);
     let pending = engine.observe_outcome(agent_id(&names[0]), true, Weight::default(), None);
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !file.hanging.load(Ordering::SeqCst) {
-        assert!(Instant::now() < deadline, "it did not begin to commit");
-        thread::sleep(Duration::from_millis(1));
-    }
+    file.wait_until_it_hangs();
     assert!(engine.glimpse(&agent_id(&names[0])).is_none());
     assert!(glimpsed() > names.len() / 2, "the others have nothing to do with it");
     file.set(SOUND);
     pending.wait().unwrap();
     assert_eq!(glimpsed(), names.len());
+}
+
+/// A heartbeat comes while a commit takes long that registers its agent, or replaces its lease.
+#[test]
+fn no_heartbeat_is_lost_on_an_agent_that_is_being_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let (file, clock, engine) = turned_by_hand(&directory.path().join("f.redb"));
+    let ttl = Some(Ttl::parse(60).unwrap());
+    let write = |name: &str| engine.replace(Registration { ttl, ..registration(name, &[]) }, Precondition::None);
+    write("old").wait().unwrap();
+    for name in ["new", "old"] {
+        file.hanging.store(false, Ordering::SeqCst);
+        file.set(SYNC_HANGS);
+        let written = write(name);
+        file.wait_until_it_hangs();
+        clock.advance(Duration::from_secs(50));
+        let heartbeat = engine.heartbeat(&agent_id(name));
+        file.set(SOUND);
+        written.wait().unwrap();
+        let expires_at = heartbeat.wait().unwrap();
+        clock.advance(Duration::from_secs(20));
+        let profile = engine.agent(&agent_id(name)).unwrap();
+        assert_eq!((profile.lease, profile.expires_at), (LeaseState::Live, expires_at), "{name}");
+    }
 }
 
 /// A program that is told to stop while its disk fails says of every command that was waiting why it was not done.
@@ -362,21 +394,14 @@ fn what_waits_when_an_engine_on_a_bad_disk_is_closed_is_answered_with_the_cause(
     engine.record(new(0), None).wait().unwrap();
     file.set(SYNC_HANGS);
     let failing = engine.record(new(1), None);
-    let deadline = Instant::now() + Duration::from_secs(60);
-    let wait_until = |what: &str, is_true: &dyn Fn() -> bool| {
-        while !is_true() {
-            assert!(Instant::now() < deadline, "{what}");
-            thread::sleep(Duration::from_millis(1));
-        }
-    };
-    wait_until("it did not begin to commit", &|| file.hanging.load(Ordering::SeqCst));
+    file.wait_until_it_hangs();
     let waiting = [2, 3].map(|number| engine.record(new(number), None));
     let closer = thread::spawn({
         let engine = engine.clone();
         move || engine.close()
     });
     // Reads may wait for the sync: redb grows its file under a lock.
-    wait_until("it did not begin to close", &|| engine.record(new(4), None).now_or_never().is_some());
+    wait_until("it did not begin to close", || engine.record(new(4), None).now_or_never().is_some());
     file.set(SYNC_FAILS);
     for pending in [failing].into_iter().chain(waiting) {
         let error = pending.wait().unwrap_err();

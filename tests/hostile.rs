@@ -359,10 +359,10 @@ fn clients_that_never_read_cost_little_and_are_let_go() {
     }
     let before = open_files(&sidecar);
     let greedy: Vec<TcpStream> = (0..200)
-        .map(|_| {
+        .map(|number| {
             let mut stream = connect(sidecar.address);
-            let request =
-                |more: &str| format!("GET /v1/transactions?limit=1000 HTTP/1.1\r\nHost: localhost\r\n{more}\r\n");
+            let path = ["/v1/transactions?limit=1000", "/v1/export/transactions"][number % 2];
+            let request = |more: &str| format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{more}\r\n");
             // They do not wait for their turn either. One that is refused every time has room for all its answers: it
             // says itself that it is done then, or it would count as idle, which it may be for longer than we wait.
             let requests = request("").repeat(49) + &request("Connection: close\r\n");

@@ -449,3 +449,42 @@ fn an_agent_told_again_moves_to_the_end_of_the_changes_and_a_short_lease_is_told
     let shortest = a.engine.local_leases().into_iter().map(|lease| lease.remaining.as_secs()).min();
     assert_eq!(shortest, Some(10));
 }
+
+/// Many expired agents of one host give signs of life together, while Redis is told of what changes.
+#[test]
+fn who_comes_back_is_told_of_as_alive() {
+    let node = Node::new();
+    let ids: Vec<_> = (0..1_000).map(|number| agent_id(&format!("agent-{number}"))).collect();
+    let of_a_minute = |id: &tradepost::domain::AgentId| Registration {
+        ttl: Some(Ttl::parse(60).unwrap()),
+        ..registration(id.as_str(), &["python"])
+    };
+    let registered: Vec<_> = ids.iter().map(|id| node.engine.register(of_a_minute(id), None)).collect();
+    registered.into_iter().for_each(|pending| drop(pending.wait().unwrap()));
+    for round in 0..5 {
+        node.clock.advance(2 * Duration::from_secs(60));
+        let commits = node.engine.commits();
+        let mut told = commits.borrow().change_seq;
+        std::thread::scope(|scope| {
+            let reviving = scope.spawn(|| {
+                for wave in ids.chunks(50) {
+                    let alive: Vec<_> = wave.iter().map(|id| node.engine.heartbeat(id)).collect();
+                    alive.into_iter().for_each(|pending| drop(pending.wait().unwrap()));
+                }
+            });
+            loop {
+                let is_last = reviving.is_finished();
+                let changes = node.engine.changes_after(told, usize::MAX).unwrap();
+                told = changes.last().map_or(told, AgentChange::change_seq);
+                for change in changes {
+                    if let AgentChange::Put { agent, remaining, .. } = change {
+                        assert!(!remaining.is_zero() || agent.expired, "round {round}: {}", agent.agent_id);
+                    }
+                }
+                if is_last {
+                    break;
+                }
+            }
+        });
+    }
+}

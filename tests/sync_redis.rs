@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::clock::ManualClock;
+use common::proxy::{Link, Moment, Proxy};
 use common::redis::RedisServer;
 use common::{agent_id, capability, money, registration};
 use node::{Node, wait};
@@ -18,7 +19,7 @@ use tempfile::TempDir;
 use tradepost::clock::{Clock, SystemClock};
 use tradepost::domain::ranking::SearchQuery;
 use tradepost::domain::version::{HIGHEST_TOLD, highest_believed};
-use tradepost::domain::{Agent, AgentPatch, AgentVersion, JsonObject, NodeId, Registration};
+use tradepost::domain::{Agent, AgentPatch, AgentVersion, Delta, JsonObject, NodeId, Registration};
 use tradepost::engine::replica::{Sink, SinkRequest, SinkState};
 use tradepost::sync::redis::document;
 use tradepost::{Engine, LeaseState, Location, Options, PageRequest, Precondition};
@@ -466,6 +467,64 @@ fn what_was_observed_is_told_again_to_a_redis_that_went_back() {
     let (a, b) = (Node::start_with(engine, &server.url()), Node::start_with(other, &server.url()));
     wait("all outcomes at the owner", || a.counts("thon") == Some((3, 2, 1)));
     wait("all outcomes at B", || b.counts("thon") == Some((3, 2, 1)));
+}
+
+/// A correction moves the score and no count, so nothing but the score tells that Redis is behind.
+#[test]
+fn a_correction_is_told_again_to_a_redis_that_went_back() {
+    let server = RedisServer::start();
+    let (a, b) = (Node::start(&server.url()), Node::start(&server.url()));
+    a.register("thon", 3_600);
+    wait("the agent at B", || discovers(&b, "thon"));
+    b.observe("thon", true);
+    wait("the first outcome at its owner", || a.counts("thon") == Some((1, 1, 0)));
+    b.settled();
+    let key = "tradepost:outcomes:thon";
+    let before: Vec<String> = server.command(&["HGETALL", key]);
+    let score = |node: &Node| node.profile("thon").map(|profile| profile.agent.reputation.shown_score());
+    let first = score(&a).expect("it is there");
+    b.engine.adjust_reputation(agent_id("thon"), Delta::parse(1.5).unwrap(), None).wait().unwrap();
+    wait("the correction at its owner", || score(&a) == Some(first + 1.5));
+    b.settled();
+    let (engine, other) = (a.stop(), b.stop());
+    for pair in before.chunks(2) {
+        server.command::<()>(&["HSET", key, &pair[0], &pair[1]]);
+    }
+    let (a, b) = (Node::start_with(engine, &server.url()), Node::start_with(other, &server.url()));
+    let told = format!(":{:?}", b.engine.all_observations().unwrap()[0].total.score);
+    wait("the correction in Redis", || {
+        server.command::<Vec<String>>(&["HVALS", key]).iter().any(|counters| counters.ends_with(&told))
+    });
+    // Its owner cannot tell a correction that is gone from one that takes it back, until it is told once more.
+    wait("the correction at both", || (score(&a), score(&b)) == (Some(first + 1.5), Some(first + 1.5)));
+}
+
+/// The link breaks just when Redis has taken an outcome, and its observer goes on without having heard of that, through a
+/// restart too.
+#[test]
+fn outcomes_whose_acknowledgement_was_lost_count_once() {
+    let server = RedisServer::start();
+    let proxy = Proxy::before(server.port());
+    let url = format!("redis://127.0.0.1:{}", proxy.port());
+    let (a, b) = (Node::start(&server.url()), Node::start(&url));
+    a.register("thon", 3_600);
+    wait("the agent at B", || discovers(&b, "thon"));
+    b.settled();
+    proxy.set(Link::CutAt { word: "tradepost:bell:thon", moment: Moment::After });
+    b.observe("thon", true);
+    wait("the cut", || proxy.cuts() == 1);
+    proxy.set(Link::Cut);
+    wait("the first at its owner", || a.counts("thon") == Some((1, 1, 0)));
+    b.observe("thon", true);
+    let b = Node::start_with(b.stop(), &url);
+    b.observe("thon", false);
+    proxy.set(Link::Up);
+    wait("all of them at its owner", || a.counts("thon").is_some_and(|(count, ..)| count >= 3));
+    b.settled();
+    wait("all of them at B", || b.counts("thon") == Some((3, 2, 1)));
+    assert_eq!(a.counts("thon"), Some((3, 2, 1)));
+    let observers = server.command::<Vec<String>>(&["HKEYS", "tradepost:outcomes:thon"]);
+    assert_eq!(observers.iter().filter(|field| *field != "written").count(), 1, "{observers:?}");
 }
 
 #[test]

@@ -3,10 +3,18 @@
 //! tracing-subscriber escapes some control characters, but not line breaks in messages, nothing in fields recorded
 //! with `%`, no direction marks, and in JSON only what JSON must. So every finished line is escaped here once more.
 //! For that reason colours are off.
+//!
+//! Whoever logs never waits: a thread of its own writes to stderr, which may be a pipe that nobody empties. What finds too
+//! many lines waiting is dropped and counted.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
 
+use crossbeam_channel::{Receiver, Sender};
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::MakeWriter;
@@ -16,20 +24,81 @@ use tracing_subscriber::util::SubscriberInitExt;
 use super::printable::{printable, printable_json};
 use crate::config::{LogFormat, LogLevel, LogSettings};
 
+/// How many lines may wait for stderr.
+const WAITING: usize = 1_024;
+/// For how long the last lines are waited for.
+const FLUSHING: Duration = Duration::from_secs(1);
+
+/// What the thread that writes is told.
+enum Message {
+    Line(Vec<u8>),
+    /// To say so when everything before this is written.
+    Flush(Sender<()>),
+}
+
+/// Logging, for as long as this is held; when it goes, the last lines are written, if anybody takes them.
+pub struct Logging(Sender<Message>);
+
 /// Starts logging for the rest of the process. Only the first call counts.
-pub fn start(log: LogSettings) {
-    let writer = Stderr(log.format);
-    // A stderr that nobody reads must not end the process, which reporting the failure to stderr would.
-    let lines = tracing_subscriber::fmt::layer().with_ansi(false).log_internal_errors(false);
-    let lines = match log.format {
-        LogFormat::Text => lines.with_writer(writer).boxed(),
-        LogFormat::Json => lines.json().flatten_event(true).with_writer(writer).boxed(),
+///
+/// # Errors
+/// When the system has no thread for it.
+pub fn start(log: LogSettings) -> io::Result<Logging> {
+    let (lines, waiting) = crossbeam_channel::bounded(WAITING);
+    let dropped = Arc::new(AtomicU64::new(0));
+    let writing = {
+        let dropped = Arc::clone(&dropped);
+        move || write_lines(&waiting, &dropped, log.format)
+    };
+    thread::Builder::new().name("log".to_owned()).spawn(writing)?;
+    let writer = Queue { format: log.format, lines: lines.clone(), dropped };
+    let layer = tracing_subscriber::fmt::layer().with_ansi(false).log_internal_errors(false);
+    let layer = match log.format {
+        LogFormat::Text => layer.with_writer(writer).boxed(),
+        LogFormat::Json => layer.json().flatten_event(true).with_writer(writer).boxed(),
     };
     let level = level_filter(log.level);
     // What the libraries below us find worth debugging is theirs.
     let targets = Targets::new().with_default(level.min(LevelFilter::INFO)).with_target("tradepost", level);
-    if tracing_subscriber::registry().with(lines.with_filter(targets)).try_init().is_err() {
+    if tracing_subscriber::registry().with(layer.with_filter(targets)).try_init().is_err() {
         tracing::debug!("logging was started before");
+    }
+    Ok(Logging(lines))
+}
+
+/// Writes what comes in until nobody logs any more. A stderr that is closed or broken takes nothing, which is all there is
+/// to it.
+fn write_lines(waiting: &Receiver<Message>, dropped: &AtomicU64, format: LogFormat) {
+    for message in waiting {
+        match message {
+            Message::Line(line) => {
+                io::stderr().write_all(&line).ok();
+                let lost = dropped.swap(0, Ordering::Relaxed);
+                if lost > 0 {
+                    io::stderr().write_all(loss(format, lost).as_bytes()).ok();
+                }
+            }
+            // Whoever waited may have given up.
+            Message::Flush(done) => drop(done.send(())),
+        }
+    }
+}
+
+/// What is written in the place of lines that nobody took.
+fn loss(format: LogFormat, lines: u64) -> String {
+    let message = format!("{lines} lines of the log were dropped: stderr took none");
+    match format {
+        LogFormat::Text => format!("WARN {message}\n"),
+        LogFormat::Json => format!("{}\n", serde_json::json!({"level": "WARN", "message": message})),
+    }
+}
+
+impl Drop for Logging {
+    fn drop(&mut self) {
+        let (done, flushed) = crossbeam_channel::bounded(1);
+        if self.0.send_timeout(Message::Flush(done), FLUSHING).is_ok() {
+            flushed.recv_timeout(FLUSHING).ok();
+        }
     }
 }
 
@@ -44,22 +113,30 @@ fn level_filter(level: LogLevel) -> LevelFilter {
 }
 
 /// Gives each event a writer of its own.
-struct Stderr(LogFormat);
+struct Queue {
+    format: LogFormat,
+    lines: Sender<Message>,
+    dropped: Arc<AtomicU64>,
+}
 
 /// Takes one finished line, which the subscriber writes with one call.
-struct Line(LogFormat);
+struct Line<'a>(&'a Queue);
 
-impl MakeWriter<'_> for Stderr {
-    type Writer = Line;
+impl<'a> MakeWriter<'a> for Queue {
+    type Writer = Line<'a>;
 
-    fn make_writer(&self) -> Line {
-        Line(self.0)
+    fn make_writer(&'a self) -> Line<'a> {
+        Line(self)
     }
 }
 
-impl Write for Line {
+impl Write for Line<'_> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        io::stderr().lock().write_all(escaped(self.0, &String::from_utf8_lossy(line)).as_bytes())?;
+        let Queue { format, lines, dropped } = self.0;
+        let text = escaped(*format, &String::from_utf8_lossy(line)).into_owned();
+        if lines.try_send(Message::Line(text.into_bytes())).is_err() {
+            dropped.fetch_add(1, Ordering::Relaxed);
+        }
         Ok(line.len())
     }
 
@@ -86,6 +163,18 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
+
+    #[test]
+    fn a_stderr_that_takes_nothing_holds_up_nobody_and_what_it_missed_is_counted() {
+        let (lines, waiting) = crossbeam_channel::bounded(2);
+        let queue = Queue { format: LogFormat::Text, lines, dropped: Arc::default() };
+        for number in 0..5 {
+            queue.make_writer().write_all(format!("line {number}\n").as_bytes()).unwrap();
+        }
+        assert_eq!((waiting.len(), queue.dropped.load(Ordering::Relaxed)), (2, 3));
+        let json: serde_json::Value = serde_json::from_str(&loss(LogFormat::Json, 3)).unwrap();
+        assert_eq!(json["message"], "3 lines of the log were dropped: stderr took none");
+    }
 
     /// Collects what would have gone to stderr.
     #[derive(Clone)]

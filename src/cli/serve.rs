@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::args::GlobalArgs;
-use super::failure::Failure;
+use super::failure::{Exit, Failure};
 use super::logging;
 use super::output::Output;
 use crate::app;
@@ -132,7 +132,8 @@ pub fn serve(args: ServeArgs, global: &GlobalArgs, variable: &dyn Fn(&str) -> Op
         return Err(Failure::usage("--json is for commands that print something; for logs there is --log-format json"));
     }
     let settings = args.resolve(variable)?.settings;
-    logging::start(settings.log);
+    let logging = logging::start(settings.log);
+    let _logging = logging.map_err(|error| Failure::Because(Exit::Io, format!("cannot start a thread: {error}")))?;
     app::serve(settings).map_err(|error| {
         // Into the log, in the log's format: whoever reads that wants to know why it ends here.
         tracing::error!("{error}");

@@ -70,8 +70,7 @@ impl Counters {
 
     /// Whether this is what `later` was before.
     pub fn is_behind(&self, later: Self) -> bool {
-        let counts = |counters: Self| (counters.successes, counters.failures);
-        self.successes <= later.successes && self.failures <= later.failures && counts(*self) != counts(later)
+        self.successes <= later.successes && self.failures <= later.failures && *self != later
     }
 
     /// Whether there is nothing in it.
@@ -112,6 +111,8 @@ pub struct Observation {
     pub total: Counters,
     /// What Redis is known to hold of it.
     pub acked: Counters,
+    /// What Redis was told last, or is about to be told: until it is acknowledged, Redis may hold either.
+    pub offered: Counters,
 }
 
 impl Observation {

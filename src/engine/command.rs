@@ -188,8 +188,13 @@ impl<'a, 't> Session<'a, 't> {
         if let Some(observation) = self.batch.observation(id)? {
             return Ok(observation);
         }
-        let (total, acked) = (Counters::default(), Counters::default());
-        Ok(Observation { agent_id: id.clone(), observer: self.mint_observer(), total, acked })
+        Ok(Observation {
+            agent_id: id.clone(),
+            observer: self.mint_observer(),
+            total: Counters::default(),
+            acked: Counters::default(),
+            offered: Counters::default(),
+        })
     }
 
     /// An agent that is this node's from here on, with a reputation that holds what was observed here: whoever owns it

@@ -86,6 +86,11 @@ impl Lease {
         Ok(expires_at)
     }
 
+    /// A local agent's, for so long at a time: when it was last renewed, in monotonic time.
+    pub fn renewed_at(&self, ttl: Ttl) -> Duration {
+        Duration::from_micros(self.deadline.load(Ordering::Acquire)).saturating_sub(ttl.duration())
+    }
+
     /// A remote agent's: confirmed for `remaining` from now; whether it ends earlier for that. Nothing happens to a lease
     /// that has ended.
     pub fn confirm(&self, moment: Moment, remaining: Duration) -> bool {

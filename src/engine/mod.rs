@@ -195,8 +195,12 @@ impl Engine {
     }
 
     /// Renews an agent's lease; the answer is when it expires now. It is not a durable write and is answered at once,
-    /// but for an agent that had expired, which is revived.
+    /// but for an agent that had expired, which is revived, or that is being written.
     pub fn heartbeat(&self, id: &AgentId) -> Pending<Timestamp> {
+        // Only the writer knows what an agent is that it writes just now, and which lease it has.
+        if self.core().unpublished.may_hold(id) {
+            return self.submit(Revive(id.clone()));
+        }
         let view = self.core().view();
         let Some(entry) = view.directory.get(id) else {
             return Pending::ready(Err(Refusal::AgentNotFound(id.clone()).into()));

@@ -2,7 +2,7 @@
 //!
 //! From the moment a commit is on the disk the store shows it; the directory shows it a little later. Whoever has seen it
 //! in the store must not be shown what was before it, so from before the commit until after it is published, an agent that
-//! it changes is looked up in the store.
+//! it changes is looked up in the store, and heartbeats for it wait for the writer.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,13 +11,19 @@ use crate::domain::AgentId;
 
 /// How many marks there are. An agent shares its mark with others, who are then looked up in the store as well.
 const MARKS: u64 = 64 * WORDS as u64;
-const WORDS: usize = 16;
+const WORDS: usize = 64;
 
 /// Agents, by a mark each. The writer marks them and clears all marks; everybody reads.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Unpublished {
     marks: [AtomicU64; WORDS],
     hasher: RandomState,
+}
+
+impl Default for Unpublished {
+    fn default() -> Self {
+        Self { marks: [const { AtomicU64::new(0) }; WORDS], hasher: RandomState::new() }
+    }
 }
 
 impl Unpublished {

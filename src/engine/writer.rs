@@ -36,6 +36,8 @@ const GATHERING_SHARE: u32 = 8;
 const MAX_EXPIRIES: usize = 1_000;
 /// The most aged records of one kind that one batch forgets.
 const MAX_PURGE: usize = 1_000;
+/// How often an idle writer looks whether the file is still there.
+const LOOK_EVERY: Duration = Duration::from_secs(3);
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(60);
 const RECEIPTS_KEPT: Duration = Duration::from_secs(7 * 24 * 3_600);
 const REMOTE_AGENTS_KEPT: Duration = Duration::from_secs(30 * 24 * 3_600);
@@ -148,7 +150,7 @@ impl Writer {
     fn until_next_timer(&self) -> Duration {
         let monotonic = self.core.clock.monotonic();
         let housekeeping = self.next_housekeeping.saturating_sub(monotonic);
-        self.leases.until_next(monotonic).map_or(housekeeping, |lease| lease.min(housekeeping))
+        self.leases.until_next(monotonic).map_or(housekeeping, |lease| lease.min(housekeeping)).min(LOOK_EVERY)
     }
 
     /// Runs, commits, applies the effects and answers. After an error all have been answered with it.
@@ -163,7 +165,11 @@ impl Writer {
         jobs.extend(first);
         let housekeeping = moment.monotonic >= self.next_housekeeping;
         if jobs.is_empty() && !housekeeping {
-            return Ok(());
+            return self
+                .core
+                .store
+                .check_place()
+                .inspect_err(|cause| self.core.set_failed(cause.clone().into(), false));
         }
         let began = self.core.clock.monotonic();
         let commit_began = Instant::now();
@@ -248,6 +254,7 @@ impl Writer {
 
     fn apply(&mut self, (effects, recorded): (Vec<Effect>, Recorded)) {
         let metrics = &self.core.metrics;
+        let mut replaced = Vec::new();
         recorded.count(metrics, &mut self.loads, &mut self.load_minutes);
         for effect in effects {
             match effect {
@@ -256,6 +263,11 @@ impl Writer {
                         self.leases.forget(&entry.standing.agent_id);
                     } else {
                         self.leases.watch(&entry.standing.agent_id, &entry.lease);
+                        let before = self.directory.get(&entry.standing.agent_id);
+                        if let Some(before) = before.filter(|before| entry.local && before.local) {
+                            let lease = |entry: &Entry| (Arc::clone(&entry.lease), entry.ttl);
+                            replaced.push((lease(before), lease(&entry)));
+                        }
                     }
                     self.directory.put(entry);
                 }
@@ -291,6 +303,13 @@ impl Writer {
             }
         }
         self.publish();
+        // A heartbeat that came after the batch had begun has renewed the lease that the agent had before. It counts for the
+        // new one; what has ended needs no more.
+        for ((before, ttl_before), (lease, ttl)) in replaced {
+            if before.renewed_at(ttl_before) > lease.renewed_at(ttl) {
+                lease.renew(self.core.moment(), ttl).ok();
+            }
+        }
     }
 
     fn publish(&self) {
@@ -372,6 +391,7 @@ impl Writer {
     /// Reopens where redb has latched an error, and finds out whether the disk takes writes: first without the store,
     /// since a failed write would latch it again and take it from its readers.
     fn try_recover(&mut self, condition: &mut Condition) -> Result<(), StoreError> {
+        self.core.store.check_place()?;
         if *condition == Condition::Latched {
             sound(|| self.reopen())?;
             *condition = Condition::Readable;

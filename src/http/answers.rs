@@ -17,6 +17,8 @@ use super::problem::{Code, Problem};
 const KIB: u64 = 1024;
 /// An answer of up to so many bytes takes nothing of the budget.
 const SMALL: u64 = 64 * KIB;
+/// What an answer takes that is made while it is sent: of such a one there is no more than this at a time.
+const STREAMED: u64 = 4 * 1024 * KIB;
 /// How many bytes of an answer are handed to the connection at a time.
 const PART: usize = 32 * 1024;
 /// How much larger answers may come to at a time, in KiB.
@@ -39,7 +41,7 @@ impl Answers {
 
     /// Gives an answer its share until it is sent.
     pub(crate) fn bound(&self, response: Response, is_read: bool) -> Response {
-        let bytes = response.body().size_hint().lower();
+        let bytes = response.body().size_hint().exact().unwrap_or(STREAMED);
         if bytes <= SMALL {
             return response;
         }
@@ -122,5 +124,18 @@ mod tests {
         assert_eq!(ask(100, true).status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(body.collect().await.unwrap().to_bytes().len(), 100 * 1024 - PART);
         assert_eq!(ask(100, true).status(), StatusCode::OK);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_made_while_it_is_sent_takes_its_share_too() {
+        let answers = Answers::of(5 * 1024);
+        let ask = || {
+            let lines = futures_util::stream::iter([Ok::<_, std::io::Error>("a line")]);
+            answers.bound(Response::new(Body::from_stream(lines)), true)
+        };
+        let first = ask();
+        assert_eq!((first.status(), ask().status()), (StatusCode::OK, StatusCode::SERVICE_UNAVAILABLE));
+        drop(first);
+        assert_eq!(ask().status(), StatusCode::OK);
     }
 }

@@ -58,6 +58,11 @@ impl Buffered {
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
+
+    /// Its share alone, for what was made of it and takes as much.
+    pub(crate) fn into_share(self) -> Option<OwnedSemaphorePermit> {
+        self.share
+    }
 }
 
 /// Reads a whole body.

@@ -13,7 +13,7 @@ use super::codec::{Record, decode, encode};
 use super::event_record::{EventV1, encode_event};
 use super::events::{EntryV1, encode_entry};
 use super::records::{
-    AgentV2, BalanceSideV1, BalanceV1, ObservationV1, ReceiptV1, StoreAge, TombstoneV2, TotalsV2, TransactionV1,
+    AgentV2, BalanceSideV1, BalanceV1, ObservationV2, ReceiptV1, StoreAge, TombstoneV2, TotalsV2, TransactionV1,
 };
 use super::sinks::{ParkedV1, PostgresStateV1, RedisStateV1};
 use crate::domain::fold::Fold;
@@ -191,9 +191,10 @@ fn baseline() -> Baseline {
     [(ObserverId::from_bytes([0x77; 16]), Counters { successes: 11, failures: 300, score: -1.5 })].into()
 }
 
-fn observation() -> ObservationV1 {
+fn observation() -> ObservationV2 {
     let total = Counters { successes: 11, failures: 300, score: -1.5 };
-    ObservationV1 { observer: ObserverId::from_bytes([0x77; 16]), total, acked: Counters::default() }
+    let offered = Counters { successes: 10, failures: 300, score: -2.0 };
+    ObservationV2 { observer: ObserverId::from_bytes([0x77; 16]), total, acked: Counters::default(), offered }
 }
 
 /// The bytes of an event, which are the same for all of them up to the body.
@@ -241,10 +242,11 @@ fn tombstones_version_2() {
 }
 
 #[test]
-fn observations_version_1() {
+fn observations_version_2() {
     assert_stored_as(
         &observation(),
-        "01 1077777777777777777777777777777777 0b fb2c01 000000000000f8bf 00 00 0000000000000000",
+        "02 1077777777777777777777777777777777 0b fb2c01 000000000000f8bf 00 00 0000000000000000 \
+         0a fb2c01 00000000000000c0",
     );
 }
 

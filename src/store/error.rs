@@ -18,6 +18,9 @@ pub enum StoreError {
     /// What was read is not what was written.
     #[error("the file is damaged: {0}")]
     Damaged(String),
+    /// Another file is under its name by now, or none.
+    #[error("{} was removed, moved or replaced while it was served; put it back, or start again with what is there", .0.display())]
+    Displaced(PathBuf),
     /// The store was closed, or replaced by a reopened one.
     #[error("the store is closed")]
     Closed,

@@ -3,7 +3,7 @@
 use super::codec::{Record, decode, encode};
 use super::event_record::EventV1;
 use super::events::EntryV1;
-use super::records::{AgentV2, BalanceV1, ObservationV1, ReceiptV1, TombstoneV2, TotalsV2, TransactionV1};
+use super::records::{AgentV2, BalanceV1, ObservationV2, ReceiptV1, TombstoneV2, TotalsV2, TransactionV1};
 use super::sinks::{ParkedV1, PostgresStateV1, RedisStateV1};
 
 /// Reads `bytes` as a record of every kind.
@@ -26,7 +26,7 @@ pub fn read_records(bytes: &[u8]) {
     read::<BalanceV1>(bytes);
     read::<TotalsV2>(bytes);
     read::<ReceiptV1>(bytes);
-    read::<ObservationV1>(bytes);
+    read::<ObservationV2>(bytes);
     if let Some(entry) = read::<EntryV1>(bytes) {
         drop(entry.into_domain());
     }

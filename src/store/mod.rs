@@ -85,7 +85,7 @@ use self::trial::Trial;
 use crate::domain::{Identity, NodeId, Timestamp};
 
 /// The format that this version writes, and the only one that it reads.
-pub const FORMAT: u32 = 4;
+pub const FORMAT: u32 = 5;
 /// The name of the file in a data directory.
 pub const FILE_NAME: &str = "tradepost.redb";
 /// How much a probe writes: enough that a disk with room for a page or two does not pass for one with room.
@@ -243,6 +243,7 @@ impl Store {
         let opened = self.opened.load();
         let opened = opened.as_ref().ok_or(StoreError::Closed)?;
         assert!(opened.takes_writes(), "nothing is written to a store that was reopened and not resumed");
+        self.check_place()?;
         guarded(|| {
             let mut transaction = opened.database.begin_write()?;
             transaction
@@ -263,6 +264,15 @@ impl Store {
             Ok(result)
         })
         .inspect_err(|_| opened.failed.store(true, Ordering::Relaxed))
+    }
+
+    /// Whether the file is where it was opened. What is written to one that was removed or replaced is gone with this
+    /// process, and who starts next finds another store, or none.
+    pub fn check_place(&self) -> Result<(), StoreError> {
+        match (&self.seal, &self.path) {
+            (Some(seal), Some(path)) if !seal.is_in_its_place() => Err(StoreError::Displaced(path.clone())),
+            _ => Ok(()),
+        }
     }
 
     /// Whether the disk takes writes, as far as that can be told without the store: readers are not disturbed. A disk

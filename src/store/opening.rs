@@ -224,6 +224,8 @@ pub fn open_error(path: &Path, error: StoreError) -> OpenError {
             }
             kind => OpenError::Io { path, source: std::io::Error::new(kind, source.to_string()) },
         },
-        StoreError::Closed => OpenError::Damaged { path, reason: "it closed while it was opened".to_owned() },
+        StoreError::Closed | StoreError::Displaced(_) => {
+            OpenError::Damaged { path, reason: "it went away while it was opened".to_owned() }
+        }
     }
 }

@@ -146,21 +146,24 @@ record!(TombstoneV2, 2, "tombstone");
 
 /// This node's counters for one agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ObservationV1 {
+pub struct ObservationV2 {
     pub observer: ObserverId,
     pub total: Counters,
     pub acked: Counters,
+    pub offered: Counters,
 }
-record!(ObservationV1, 1, "observation");
+record!(ObservationV2, 2, "observation");
 
-impl ObservationV1 {
+impl ObservationV2 {
     pub fn from_domain(observation: &Observation) -> Self {
-        Self { observer: observation.observer, total: observation.total, acked: observation.acked }
+        let Observation { observer, total, acked, offered, .. } = *observation;
+        Self { observer, total, acked, offered }
     }
 
     pub fn into_domain(self, agent_id: &str) -> Observation {
         let agent_id = AgentId::from_stored(agent_id);
-        Observation { agent_id, observer: self.observer, total: self.total, acked: self.acked }
+        let Self { observer, total, acked, offered } = self;
+        Observation { agent_id, observer, total, acked, offered }
     }
 }
 

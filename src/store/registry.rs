@@ -7,7 +7,7 @@
 use super::batch::Batch;
 use super::codec;
 use super::error::StoreError;
-use super::records::{AgentV2, ObservationV1, StoreAge, TombstoneV2};
+use super::records::{AgentV2, ObservationV2, StoreAge, TombstoneV2};
 use crate::domain::agent::Departed;
 use crate::domain::{Agent, AgentId, AgentVersion, Observation, Timestamp};
 
@@ -200,13 +200,13 @@ impl Batch<'_> {
     /// What this node has observed of an agent.
     pub fn observation(&self, id: &AgentId) -> Result<Option<Observation>, StoreError> {
         let row = self.observations.get(id.as_str())?;
-        row.map(|row| Ok(codec::decode::<ObservationV1>(row.value())?.into_domain(id.as_str()))).transpose()
+        row.map(|row| Ok(codec::decode::<ObservationV2>(row.value())?.into_domain(id.as_str()))).transpose()
     }
 
     /// Writes what this node has observed of an agent.
     pub fn put_observation(&mut self, observation: &Observation) -> Result<(), StoreError> {
         self.changed = true;
-        let record = ObservationV1::from_domain(observation);
+        let record = ObservationV2::from_domain(observation);
         self.observations.insert(observation.agent_id.as_str(), codec::encode_readable(&record)?.as_slice())?;
         Ok(())
     }

@@ -54,6 +54,11 @@ impl Seal {
         sealed.is_ok_and(|sealed| self.state().is_ok_and(|(state, _)| state == sealed))
     }
 
+    /// Whether the store's name still leads to the file that was opened.
+    pub fn is_in_its_place(&self) -> bool {
+        fs::metadata(&self.store).is_ok_and(|metadata| FileId::of(&metadata) == self.file)
+    }
+
     /// Breaks it, for the store is about to be written to. No crash brings it back.
     pub fn break_open(&self) -> io::Result<()> {
         match fs::remove_file(&self.path) {

@@ -13,7 +13,7 @@ use super::events::{self, Place};
 use super::log::{self, LogHead};
 use super::lookup::{self, LedgerReader};
 use super::query::{self, Position, TransactionFilter, TransactionPage};
-use super::records::{AgentV2, BalanceV1, ObservationV1, StoreAge, TombstoneV2, TotalsV2, TransactionV1};
+use super::records::{AgentV2, BalanceV1, ObservationV2, StoreAge, TombstoneV2, TotalsV2, TransactionV1};
 use super::run::overlaid;
 use super::runs::{self, StoredRuns, Target, Waiting};
 use super::sinks::{Acknowledged, parked_key};
@@ -190,7 +190,7 @@ impl Snapshot {
         let mut observations = Vec::new();
         for entry in self.table(tables::OBSERVATIONS)?.iter()? {
             let (id, row) = entry?;
-            let observation = codec::decode::<ObservationV1>(row.value())?.into_domain(id.value());
+            let observation = codec::decode::<ObservationV2>(row.value())?.into_domain(id.value());
             if wanted(&observation) {
                 observations.push(observation);
             }

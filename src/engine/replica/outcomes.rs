@@ -6,6 +6,28 @@ use crate::domain::{AgentId, Counters, Observation, ObserverId, agent, observati
 use crate::engine::command::{Command, Effect, Session, Stop};
 use crate::store::Publish;
 
+/// Redis is about to be told these counters. They are noted before it is: whoever does not hear what came of it recognizes
+/// them there later.
+pub struct OfferObservations(pub Vec<(AgentId, ObserverId, Counters)>);
+
+impl Command for OfferObservations {
+    type Output = ();
+
+    fn is_bookkeeping(&self) -> bool {
+        true
+    }
+
+    fn run(self, session: &mut Session<'_, '_>) -> Result<(), Stop> {
+        for (id, observer, offered) in self.0 {
+            let own = session.batch.observation(&id)?.filter(|own| own.observer == observer);
+            if let Some(own) = own {
+                session.batch.put_observation(&Observation { offered, ..own })?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Redis holds these counters.
 pub struct AckObservations(pub Vec<(AgentId, ObserverId, Counters)>);
 
@@ -47,7 +69,8 @@ pub fn split_observer(id: &AgentId, session: &mut Session<'_, '_>) -> Result<(),
     if unacked.is_zero() {
         session.batch.remove_observation(id)?;
     } else {
-        let split = Observation { agent_id: id.clone(), observer, total: unacked, acked: Counters::default() };
+        let none = Counters::default();
+        let split = Observation { agent_id: id.clone(), observer, total: unacked, acked: none, offered: none };
         session.batch.put_observation(&split)?;
         session.after_commit(Effect::ObservationsMoved);
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::agents::{AbsorbAgents, DropRemote, Redate, Rewatch, Touch};
-use super::outcomes::{AckObservations, FoldObservations, SplitObserver};
+use super::outcomes::{AckObservations, FoldObservations, OfferObservations, SplitObserver};
 use crate::domain::{Agent, AgentId, AgentVersion, Counters, Observation, ObserverId, Ttl};
 use crate::engine::directory::Entry;
 use crate::engine::{Engine, Error, Pending};
@@ -95,24 +95,27 @@ pub enum RegistryLink {
 
 impl Engine {
     /// Local agents that changed after `change_seq`, at most `max`, oldest change first; each agent once. Agents that
-    /// this file does not claim are left out.
+    /// this file does not claim are left out. When there are none, the next commit mark may tell of more.
     pub fn changes_after(&self, change_seq: u64, max: usize) -> Result<Vec<AgentChange>, Error> {
         let monotonic = self.core().clock.monotonic();
         let view = self.core().view();
         let changes = self.core().store.snapshot()?.changes_after(change_seq, max)?;
-        let told = changes.into_iter().map(|ChangedAgent { change_seq, agent_id, state }| match state {
-            ChangedState::Registered(agent) => {
-                let lease = view.directory.get(&agent_id).map(|entry| &entry.lease);
-                let remaining = match lease {
-                    _ if agent.expired => Duration::ZERO,
-                    Some(lease) => lease.remaining(monotonic, true),
-                    // Committed a moment ago and not published yet: its lease has just begun.
-                    None => agent.ttl.duration(),
-                };
-                AgentChange::Put { change_seq, agent, remaining }
-            }
-            ChangedState::Deleted { version, keep } => AgentChange::Removed { change_seq, agent_id, version, keep },
-        });
+        // What is committed and not published yet has no lease yet, or the one before.
+        let is_published = |change: &ChangedAgent| change.change_seq <= view.totals.change_seq;
+        let told =
+            changes.into_iter().filter(is_published).map(|ChangedAgent { change_seq, agent_id, state }| match state {
+                ChangedState::Registered(agent) => {
+                    let lease = view.directory.get(&agent_id).map(|entry| &entry.lease);
+                    let remaining = match lease {
+                        _ if agent.expired => Duration::ZERO,
+                        Some(lease) => lease.remaining(monotonic, true),
+                        // Committed a moment ago and not published yet: its lease has just begun.
+                        None => agent.ttl.duration(),
+                    };
+                    AgentChange::Put { change_seq, agent, remaining }
+                }
+                ChangedState::Deleted { version, keep } => AgentChange::Removed { change_seq, agent_id, version, keep },
+            });
         Ok(told.collect())
     }
 
@@ -225,6 +228,11 @@ impl Engine {
     /// All that was observed here, for a Redis that has lost what it held.
     pub fn all_observations(&self) -> Result<Vec<Observation>, Error> {
         Ok(self.core().store.snapshot()?.all_observations()?)
+    }
+
+    /// Redis is about to be told these counters.
+    pub fn offer_observations(&self, offered: Vec<(AgentId, ObserverId, Counters)>) -> Pending<()> {
+        self.submit(OfferObservations(offered))
     }
 
     /// Redis holds these counters.

@@ -300,5 +300,7 @@ pub(crate) async fn agent_balance(api: Arc<Api>, call: Call) -> Answer {
     call.no_query()?;
     let id = call.agent_id()?;
 
-    Reply::json(&balances(&api.engine.balance(&id)?)).into()
+    // In as many currencies as anybody has named.
+    let reply = read_aside(move || Ok::<_, Error>(Reply::json(&balances(&api.engine.balance(&id)?))));
+    reply.await?.into()
 }

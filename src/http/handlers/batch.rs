@@ -35,7 +35,9 @@ pub(crate) async fn record_batch(api: Arc<Api>, mut call: Call) -> Answer {
     call.no_query()?;
     headers::no_idempotency_key(call.headers(), "give each item a transaction_id instead")?;
     // Up to 16 MiB of JSON takes long enough to hold up others.
-    let items = read_aside(move || parse_items(&body, form)).await?;
+    let parsed = read_aside(move || parse_items(&body, form).map(|items| (items, body.into_share())));
+    // What waits for the engine counts as the body that it came from.
+    let (items, share) = parsed.await?;
 
     let mut transactions = Vec::new();
     let refused: Vec<Option<Problem>> = items
@@ -49,6 +51,7 @@ pub(crate) async fn record_batch(api: Arc<Api>, mut call: Call) -> Answer {
         })
         .collect();
     let recorded = if transactions.is_empty() { Vec::new() } else { api.engine.record_batch(transactions).await? };
+    drop(share);
 
     let reply = read_aside(move || Ok::<_, Problem>(show(refused, recorded))).await?;
     reply.into()

@@ -5,9 +5,10 @@ use std::collections::HashSet;
 use redb::{ReadableTable, ReadableTableMetadata};
 
 use super::Check;
+use crate::domain::Counters;
 use crate::store::codec;
 use crate::store::error::StoreError;
-use crate::store::records::{AgentV2, ObservationV1, ReceiptV1, TombstoneV2};
+use crate::store::records::{AgentV2, ObservationV2, ReceiptV1, TombstoneV2};
 use crate::store::tables;
 
 impl Check<'_> {
@@ -63,10 +64,11 @@ impl Check<'_> {
         }
         for entry in self.snapshot.table(tables::OBSERVATIONS)?.iter()? {
             let (id, row) = entry?;
-            let observation = codec::decode::<ObservationV1>(row.value())?.into_domain(id.value());
-            let (total, acked) = (observation.total, observation.acked);
-            if total.successes < acked.successes || total.failures < acked.failures {
-                self.report.find(format!("agent {}: more is acknowledged than was observed of it", id.value()));
+            let observation = codec::decode::<ObservationV2>(row.value())?.into_domain(id.value());
+            let total = observation.total;
+            let is_more = |told: Counters| told.successes > total.successes || told.failures > total.failures;
+            if is_more(observation.acked) || is_more(observation.offered) {
+                self.report.find(format!("agent {}: more was told of it than was observed", id.value()));
             }
         }
         let mut numbers = HashSet::new();

@@ -328,7 +328,8 @@ impl Redis {
         Ok(())
     }
 
-    /// Offers what was observed here.
+    /// Offers what was observed here. Of each agent there is one offer at a time, which is repeated until Redis has answered:
+    /// it may hold it already.
     pub(super) async fn offer(&self, session: &mut Session) -> Result<(), Failure> {
         let newest = self.engine.commits().borrow().observation_seq;
         if session.offered_seq == Some(newest) {
@@ -338,16 +339,27 @@ impl Redis {
         let is_known = session.state.nonce.as_ref() == Some(&session.origin.nonce);
         let is_in_doubt = !is_known || session.offers_all;
         let observations = if is_in_doubt { self.engine.all_observations() } else { self.engine.observations() };
-        let observations = observations.map_err(store_failure)?;
+        let mut observations = observations.map_err(store_failure)?;
+        let mut begun = Vec::new();
+        for seen in observations.iter_mut().filter(|seen| seen.offered == seen.acked && seen.total != seen.acked) {
+            seen.offered = seen.total;
+            begun.push((seen.agent_id.clone(), seen.observer, seen.offered));
+        }
+        if !begun.is_empty() {
+            self.engine.offer_observations(begun).await.map_err(store_failure)?;
+        }
         let told = outcomes::offer(&session.link, &self.scripts, &observations).await?;
-        let (mut acked, mut is_behind) = (Vec::new(), false);
+        let (mut acked, mut is_all) = (Vec::new(), true);
         for (seen, told) in observations.into_iter().zip(told) {
             match told {
-                Told::Done => acked.push((seen.agent_id, seen.observer, seen.total)),
+                Told::Done => {
+                    is_all &= seen.offered == seen.total;
+                    acked.push((seen.agent_id, seen.observer, seen.offered));
+                }
                 Told::Other(Some(there)) if there.is_behind(seen.acked) => {
                     // Redis went back to what it held before, and has to be told the rest once more.
                     acked.push((seen.agent_id, seen.observer, there));
-                    is_behind = true;
+                    is_all = false;
                 }
                 Told::Other(_) => self.engine.split_observer(seen.agent_id).await.map_err(store_failure)?,
                 Told::Refused { reason, .. } => {
@@ -359,7 +371,7 @@ impl Redis {
         if !acked.is_empty() {
             self.engine.ack_observations(acked).await.map_err(store_failure)?;
         }
-        (session.offered_seq, session.offers_all) = ((!is_behind).then_some(newest), false);
+        (session.offered_seq, session.offers_all) = (is_all.then_some(newest), false);
         if !is_known {
             session.state.nonce = Some(session.origin.nonce.clone());
             session.unsaved = true;

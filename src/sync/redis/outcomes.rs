@@ -21,13 +21,13 @@ const PAGE: usize = 512;
 /// How many observers of one agent are looked at: more than are folded, so that a full hash hides none of those.
 const LOOKED_AT: usize = 4 * MAX_OBSERVERS;
 
-/// Offers what was observed here; what became of each, in their order.
+/// Tells what is offered of what was observed here; what became of each, in their order.
 pub async fn offer(link: &Link, scripts: &Scripts, observations: &[Observation]) -> Result<Vec<Told>, Failure> {
     let pipelines = observations.chunks(PIPELINE_AGENTS).map(|chunk| {
         let mut pipeline = Pipeline::with_capacity(chunk.len());
         for seen in chunk {
-            let (acked, total) = (write(seen.acked), write(seen.total));
-            pipeline.add_command(scripts.observe(seen.agent_id.as_str(), &seen.observer.to_string(), &acked, &total));
+            let (acked, offered) = (write(seen.acked), write(seen.offered));
+            pipeline.add_command(scripts.observe(seen.agent_id.as_str(), &seen.observer.to_string(), &acked, &offered));
         }
         pipeline
     });

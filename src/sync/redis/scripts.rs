@@ -236,10 +236,10 @@ impl Scripts {
 
     /// Stores an observer's counters if those are there that it last knew of, or none, or these. Answers `stored` or
     /// `other`.
-    pub fn observe(&self, agent_id: &str, observer: &str, acked: &str, total: &str) -> Cmd {
+    pub fn observe(&self, agent_id: &str, observer: &str, acked: &str, offered: &str) -> Cmd {
         let mut command = evalsha(&self.observe, 2);
         command.arg(keys::outcomes(agent_id)).arg(keys::version(agent_id));
-        command.arg(observer).arg(acked).arg(total).arg(millis(keys::VERSION_OUTLIVES)).arg(keys::bell(agent_id));
+        command.arg(observer).arg(acked).arg(offered).arg(millis(keys::VERSION_OUTLIVES)).arg(keys::bell(agent_id));
         command
     }
 
