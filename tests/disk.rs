@@ -7,12 +7,16 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::time::Duration;
 
 use common::central::{Central, record, register, sink, wait_until_central};
 use common::disk::Disk;
 use common::http::{Answer, Client};
-use common::sidecar::{Home, Sidecar, wait_for};
+use common::sidecar::{Home, Sidecar, wait_for, wait_within};
 use serde_json::json;
+
+/// It takes writes again so soon once the fault is gone.
+const HEALED_WITHIN: Duration = Duration::from_secs(30);
 
 /// What was asked of a sidecar, and what it has promised to keep.
 #[derive(Default)]
@@ -78,7 +82,7 @@ fn assert_shown(sidecar: &Sidecar, words: &str) {
 #[track_caller]
 fn wait_until_healed(sidecar: &Sidecar, books: &mut Books) {
     let mut client = sidecar.client();
-    wait_for("it to heal", || (client.get("/readyz").status == 200).then_some(()));
+    wait_within(HEALED_WITHIN, "it to heal", || (client.get("/readyz").status == 200).then_some(()));
     assert_eq!(client.get("/v1/status").expect(200).json()["store"]["last_error"], json!(null));
     assert!(store_ready(&mut client));
     books.record(&mut client, 10).expect(201);

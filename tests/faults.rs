@@ -19,7 +19,7 @@ use redb::backends::FileBackend;
 use tradepost::domain::{NewTransaction, Registration, TransactionId, Ttl, Weight};
 use tradepost::engine::Idempotency;
 use tradepost::store::verify;
-use tradepost::{Engine, Error, LeaseState, Location, Options, Precondition};
+use tradepost::{Engine, Error, LeaseState, Location, OpenError, Options, Precondition};
 
 /// A countdown that is none, and one that has ended.
 const NEVER: i64 = -1;
@@ -410,7 +410,8 @@ fn what_waits_when_an_engine_on_a_bad_disk_is_closed_is_answered_with_the_cause(
     closer.join().unwrap();
 }
 
-/// One operation of a workload fails, whichever it is, or all from that one on until the disk is mended.
+/// One operation fails while a store is opened, worked with and closed, whichever it is, or all from that one on until the
+/// disk is mended.
 #[test]
 fn whichever_operation_fails_no_acknowledged_write_is_lost() {
     let directory = tempfile::tempdir().unwrap();
@@ -429,11 +430,20 @@ fn whichever_operation_fails_no_acknowledged_write_is_lost() {
 fn fail_at(directory: &Path, number: i64, for_good: bool) -> bool {
     let path = directory.join(format!("{number}-{for_good}.redb"));
     let file = FragileFile::create(&path);
-    let engine = Engine::open(Options::new(Location::Backend(file.clone()))).unwrap();
+    let open = || Engine::open(Options::new(Location::Backend(file.clone())));
+    // A file gets its name only when the store in it is whole, and until then there is nothing to lose.
+    let engine = open().unwrap();
+    engine.record(new(0), None).wait().unwrap();
+    engine.close();
     file.fail_at(number, for_good);
-    let mut acknowledged = Vec::new();
+    let mut acknowledged = vec![0];
     let mut is_reached = false;
-    for transaction in 0..12 {
+    let engine = open().unwrap_or_else(|error| {
+        assert!(matches!(error, OpenError::Io { .. }), "operation {number}: {error}");
+        is_reached |= file.heal();
+        open().unwrap()
+    });
+    for transaction in 1..12 {
         match engine.record(new(transaction), None).wait() {
             Ok(_) => acknowledged.push(transaction),
             Err(Error::Unavailable(_)) => {
@@ -446,8 +456,10 @@ fn fail_at(directory: &Path, number: i64, for_good: bool) -> bool {
             Err(other) => panic!("operation {number}: {other}"),
         }
     }
+    // What fails now fails with nobody left to tell, and the next opening has to make up for it.
+    drop(engine);
     is_reached |= file.heal();
-    wait_until_ready(&engine);
+    let engine = open().unwrap();
     for transaction in acknowledged {
         assert!(engine.transaction(&id(transaction)).is_ok(), "operation {number}: t{transaction} was acknowledged");
     }

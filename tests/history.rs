@@ -78,7 +78,7 @@ fn ask_deal(id: &str, act: Act) -> Request {
     }
 }
 
-/// One agent, of which nothing but the price changes.
+/// One agent, of which nothing but the price and its lease changes.
 #[derive(Debug)]
 struct Offer;
 
@@ -87,6 +87,7 @@ enum Move {
     Register(u32),
     Reprice(u32),
     Remove,
+    Beat,
     Look,
 }
 
@@ -107,6 +108,7 @@ impl Model for Offer {
             (Some(price), Move::Register(_)) => (Some(*price), (409, String::new())),
             (Some(_), Move::Reprice(price)) => shown(200, *price),
             (Some(_), Move::Remove) => (None, (204, String::new())),
+            (Some(price), Move::Beat) => (Some(*price), (200, String::new())),
             (Some(price), Move::Look) => shown(200, *price),
         }
     }
@@ -122,6 +124,7 @@ fn ask_offer(id: &str, step: Move) -> Request {
             Request::new("PATCH", format!("/v1/agents/{id}")).json(&json!({ "cost_per_task": price }))
         }
         Move::Remove => Request::new("DELETE", format!("/v1/agents/{id}")),
+        Move::Beat => Request::new("POST", format!("/v1/agents/{id}/heartbeat")),
         Move::Look => Request::get(format!("/v1/agents/{id}")),
     }
 }
@@ -142,6 +145,11 @@ fn offer_seen(answer: &Answer) -> Seen {
         String::new()
     };
     (answer.status, price)
+}
+
+/// A heartbeat tells of the lease alone.
+fn beat_seen(answer: &Answer) -> Seen {
+    (answer.status, String::new())
 }
 
 /// A client and its watch.
@@ -196,9 +204,10 @@ fn work(round: usize, seed: u64, worker: &mut Worker, histories: &Round) {
             }
             _ => {
                 let price = random.random_range(1..1_000);
-                let step =
-                    [Move::Register(price), Move::Reprice(price), Move::Remove, Move::Look][random.random_range(0..4)];
-                let done = worker.act(step, &ask_offer(&format!("r{round}"), step), offer_seen);
+                let moves = [Move::Register(price), Move::Reprice(price), Move::Remove, Move::Beat, Move::Look];
+                let step = moves[random.random_range(0..moves.len())];
+                let seen = if matches!(step, Move::Beat) { beat_seen } else { offer_seen };
+                let done = worker.act(step, &ask_offer(&format!("r{round}"), step), seen);
                 histories.offer.lock().expect("nobody panics with it").push(done);
             }
         }

@@ -1,4 +1,5 @@
-//! The power goes at any moment: every acknowledged command is there afterwards, and of the others a first part at most.
+//! The power goes at any moment: every acknowledged command is there afterwards, of the others a first part at most, each
+//! batch as a whole or not at all, and nothing that nobody asked for.
 //!
 //! The disk is a model. Whatever was written since the last sync may be there or not after a cut, sector by sector; and the
 //! power may go again while the store recovers. Each trial goes on with what the one before has left, until a new store
@@ -186,11 +187,31 @@ struct Left {
     file: Vec<u8>,
     /// Every command that was acknowledged.
     acknowledged: HashSet<String>,
-    /// Every command that was submitted, in order.
-    submitted: Vec<String>,
+    /// Everything that was submitted, in order.
+    submitted: Vec<Submitted>,
+}
+
+/// An agent or a transaction that a command was to make.
+#[derive(Debug, Clone)]
+struct Submitted {
+    name: String,
+    /// The place of what its batch begins with; its own if it came alone.
+    first: usize,
+}
+
+impl Submitted {
+    fn is_agent(&self) -> bool {
+        self.name.starts_with("agent-")
+    }
 }
 
 impl Left {
+    /// One more command, which is to make these.
+    fn submit(&mut self, names: &[String]) {
+        let first = self.submitted.len();
+        self.submitted.extend(names.iter().map(|name| Submitted { name: name.clone(), first }));
+    }
+
     /// A new store. A file gets its name only when it is whole, so the power does not go before.
     fn created() -> Self {
         let file = Disk::with(&[], &Power::until(u64::MAX));
@@ -219,21 +240,34 @@ impl Left {
         let file = Disk::with(&self.file, &Power::until(u64::MAX));
         let options = Options::new(Location::Backend(file.clone()));
         let engine = Engine::open(options).unwrap_or_else(|error| panic!("{trial}: {error}"));
-        let is_there = |name: &String| match name.strip_prefix("agent-") {
-            Some(_) => engine.agent(&agent_id(name)).is_ok(),
-            None => engine.transaction(&transaction_id(name)).is_ok(),
+        let is_there = |submitted: &Submitted| {
+            if submitted.is_agent() {
+                engine.agent(&agent_id(&submitted.name)).is_ok()
+            } else {
+                engine.transaction(&transaction_id(&submitted.name)).is_ok()
+            }
         };
         let there: Vec<bool> = self.submitted.iter().map(is_there).collect();
         let first_lost = there.iter().position(|there| !there).unwrap_or(there.len());
-        for (name, there) in self.submitted.iter().zip(&there) {
+        for (Submitted { name, .. }, there) in self.submitted.iter().zip(&there) {
             assert!(*there || !self.acknowledged.contains(name), "{trial}: {name} was acknowledged and is lost");
         }
         if let Some(later) = there[first_lost..].iter().position(|there| *there) {
             let (lost, later) = (&self.submitted[first_lost], &self.submitted[first_lost + later]);
-            panic!("{trial}: {lost} is lost, but {later} behind it is there");
+            panic!("{trial}: {lost:?} is lost, but {later:?} behind it is there");
+        }
+        if let Some(lost) = self.submitted.get(first_lost) {
+            assert_eq!(lost.first, first_lost, "{trial}: {lost:?} is lost, but what its batch begins with is there");
         }
         // What is lost was never acknowledged, and may be asked for again.
         self.submitted.truncate(first_lost);
+        let agents = self.submitted.iter().filter(|submitted| submitted.is_agent()).count();
+        let status = engine.status().unwrap_or_else(|error| panic!("{trial}: {error}"));
+        assert_eq!(
+            [status.agents, status.transactions],
+            [agents, first_lost - agents].map(|count| count as u64),
+            "{trial}: as many agents and transactions as are left of those that were asked for"
+        );
         engine.close();
         drop(engine);
         self.file = file.content.lock().unwrap().now.clone();
@@ -293,7 +327,7 @@ fn work(engine: &Engine, left: &mut Left, random: &mut StdRng) {
                     (vec![name], answer(pending))
                 }
             };
-            left.submitted.extend(names.iter().cloned());
+            left.submit(&names);
             asked.push((names, is_done));
         }
         for (names, is_done) in asked {
@@ -365,7 +399,7 @@ fn what_a_failed_sync_did_not_write_is_written_later() {
         wait_until_ready(&engine, trial);
         // They may be there or not; asked for again they are acknowledged.
         batch().wait().expect("nothing fails");
-        left.submitted.extend(names.iter().cloned());
+        left.submit(&names);
         left.acknowledged.extend(names);
         for _ in 0..random.random_range(1..10) {
             record_next(&engine, left);
@@ -377,7 +411,7 @@ fn what_a_failed_sync_did_not_write_is_written_later() {
 
 fn record_next(engine: &Engine, left: &mut Left) {
     let name = format!("t{}", left.submitted.len());
-    left.submitted.push(name.clone());
+    left.submit(std::slice::from_ref(&name));
     engine.record(new(&name, 10), None).wait().expect("nothing fails");
     left.acknowledged.insert(name);
 }

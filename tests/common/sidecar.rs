@@ -47,8 +47,17 @@ pub fn tradepost_by(launcher: &[String]) -> Command {
 /// # Panics
 /// After a minute without one.
 #[track_caller]
-pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+pub fn wait_for<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
+    wait_within(PATIENCE, what, ask)
+}
+
+/// Asks until there is an answer, for which a promise leaves less time.
+///
+/// # Panics
+/// When that is over without one.
+#[track_caller]
+pub fn wait_within<T>(limit: Duration, what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
     loop {
         if let Some(answer) = ask() {
             return answer;

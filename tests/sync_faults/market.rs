@@ -272,9 +272,11 @@ impl Market {
             for capability in capabilities {
                 sets.entry(format!("agents:capabilities:{capability}")).or_default().insert(agent_id.clone());
             }
-            let document: Value =
-                serde_json::from_str(&self.redis.command::<String>(&["GET", &format!("agent:{agent_id}")]))
-                    .expect("a document is JSON");
+            // It may have gone since it was listed.
+            let Some(document) = self.redis.command::<Option<String>>(&["GET", &format!("agent:{agent_id}")]) else {
+                return Some(format!("Redis's document of {agent_id} is gone"));
+            };
+            let document: Value = serde_json::from_str(&document).expect("a document is JSON");
             if document["capabilities"] != serde_json::json!(capabilities) {
                 return Some(format!("Redis's document differs from {capabilities:?}: {document}"));
             }
