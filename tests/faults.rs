@@ -16,7 +16,8 @@ use common::{agent_id, facts, registration, transaction_id};
 use futures_util::FutureExt;
 use redb::StorageBackend;
 use redb::backends::FileBackend;
-use tradepost::domain::{NewTransaction, TransactionId, Weight};
+use tradepost::clock::Clock;
+use tradepost::domain::{NewTransaction, Timestamp, TransactionId, Weight};
 use tradepost::engine::Idempotency;
 use tradepost::store::verify;
 use tradepost::{Engine, Error, Location, Options};
@@ -30,6 +31,41 @@ const SYNC_FAILS: u8 = 1;
 const FULL: u8 = 2;
 /// Syncs wait until the fault is another one.
 const SYNC_HANGS: u8 = 3;
+
+const TELLS_TIME: u8 = 0;
+/// The writer panics when it asks for the time, as it does between commands, commits and answers.
+const PANICS: u8 = 1;
+
+/// A clock that can be told to do more than to tell the time.
+#[derive(Debug)]
+struct FragileClock {
+    clock: Arc<ManualClock>,
+    fault: AtomicU8,
+}
+
+impl FragileClock {
+    fn new() -> Arc<Self> {
+        let clock = ManualClock::at(1_795_391_431_767_109);
+        Arc::new(Self { clock, fault: AtomicU8::new(TELLS_TIME) })
+    }
+
+    fn set(&self, fault: u8) {
+        self.fault.store(fault, Ordering::SeqCst);
+    }
+}
+
+impl Clock for FragileClock {
+    fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    fn monotonic(&self) -> Duration {
+        if thread::current().name() == Some("writer") {
+            assert_ne!(self.fault.load(Ordering::SeqCst), PANICS, "injected");
+        }
+        self.clock.monotonic()
+    }
+}
 
 /// A file that can be told to fail.
 #[derive(Debug)]
@@ -351,6 +387,36 @@ fn while_an_agent_is_written_it_is_looked_up_in_the_store() {
     file.set(SOUND);
     pending.wait().unwrap();
     assert_eq!(glimpsed(), names.len());
+}
+
+/// A panic where none was thought of ends the writer, but not unseen: whoever asks is told, and reads go on.
+#[test]
+fn a_writer_that_panicked_is_seen_to_have_failed_and_can_be_closed() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("f.redb");
+    let file = FragileFile::create(&path);
+    let clock = FragileClock::new();
+    let options = Options { clock: clock.clone(), ..Options::new(Location::Backend(file.clone())) };
+    let engine = Engine::open(options).unwrap();
+    engine.record(new(0), None).wait().unwrap();
+    clock.set(PANICS);
+    assert!(matches!(engine.record(new(1), None).wait(), Err(Error::Unavailable(_))));
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let failure = loop {
+        match engine.ready() {
+            Err(failure) => break failure.to_string(),
+            Ok(()) => assert!(Instant::now() < deadline, "it says that it takes writes"),
+        }
+        thread::sleep(Duration::from_millis(1));
+    };
+    assert!(failure.contains("the writer panicked"), "{failure}");
+    assert_eq!(engine.status().unwrap().failure, Some(failure.clone()));
+    assert_eq!(engine.record(new(1), None).wait().unwrap_err().to_string(), failure);
+    assert!(engine.transaction(&id(0)).is_ok());
+    engine.close();
+    assert!(matches!(engine.transaction(&id(0)), Err(Error::Unavailable(_))));
+    drop((engine, clock, file));
+    assert_clean(&path);
 }
 
 /// A program that is told to stop while its disk fails says of every command that was waiting why it was not done.

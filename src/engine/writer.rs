@@ -113,9 +113,17 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Runs until told to stop or until nobody is left who could. What was submitted before that is still committed;
-    /// since the core refuses commands from the moment it is closing, that comes to an end.
+    /// Runs until told to stop or until nobody is left who could, and closes the store.
     pub fn run(mut self) {
+        if catch_unwind(AssertUnwindSafe(|| self.write_until_stopped())).is_err() {
+            self.refuse_until_stopped();
+        }
+        self.core.close();
+    }
+
+    /// What was submitted before the engine is told to stop is still committed; since the core refuses commands from the
+    /// moment it is closing, that comes to an end.
+    fn write_until_stopped(&mut self) {
         loop {
             let first = match self.messages.recv_timeout(self.until_next_timer()) {
                 Ok(Message::Run(job)) => Some(job),
@@ -133,7 +141,23 @@ impl Writer {
                 Some(error) => job.finish(Some(&error), &self.core.metrics),
             }
         }
-        self.core.close();
+    }
+
+    /// After a panic nothing that this writer holds can be relied on: it says so to everybody, and writes no more. Reads go
+    /// on.
+    fn refuse_until_stopped(&self) {
+        tracing::error!("the writer panicked; nothing is written until the engine is opened again");
+        let error = Error::Unavailable("the writer panicked, and writes again only after a restart".into());
+        self.core.set_failed(error.clone(), false);
+        loop {
+            // Nobody says so again to a writer that has taken the word to stop already.
+            let next = if self.core.is_closing() { self.messages.try_recv().ok() } else { self.messages.recv().ok() };
+            match next {
+                Some(Message::Run(job)) => job.finish(Some(&error), &self.core.metrics),
+                Some(Message::Stop) => {}
+                None => break,
+            }
+        }
     }
 
     /// Runs a batch that begins with `first`; whether the engine is to stop.
