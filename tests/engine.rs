@@ -490,6 +490,41 @@ fn the_least_loaded_agent_is_found_by_the_last_hour_alone() {
     assert_eq!(engine.least_loaded(&capability("cobol")).unwrap(), None);
 }
 
+/// What was recorded in the future is forgotten in time, which must not have what comes after the clock is right forgotten.
+#[test]
+fn a_clock_that_was_ahead_does_not_stop_loads_from_being_counted() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("tradepost.redb");
+    let clock = ManualClock::at(1_795_000_000_000_000);
+    let open = || Engine::open(Options { clock: clock.clone(), ..Options::new(Location::File(path.clone())) }).unwrap();
+    let engine = open();
+    let ahead = Duration::from_secs(10 * 86_400);
+    engine.record(new("payer", "a", "1"), None).wait().unwrap();
+    clock.jump_wall(ahead);
+    engine.record(new("payer", "a", "1"), None).wait().unwrap();
+    clock.advance(Duration::from_secs(2 * 3_600));
+    engine.record(new("payer", "a", "1"), None).wait().unwrap();
+    clock.advance(Duration::from_secs(2 * 3_600));
+    engine.record(new("payer", "c", "1"), None).wait().unwrap();
+    clock.jump_wall_back(ahead);
+    for id in ["a", "b"] {
+        engine.register(registration(id, &["python"]), None).wait().unwrap();
+    }
+    for provider in ["a", "a", "b"] {
+        engine.record(new("payer", provider, "1"), None).wait().unwrap();
+    }
+    let least = |engine: &Engine| engine.least_loaded(&capability("python")).unwrap().unwrap().agent.agent_id;
+    assert_eq!(least(&engine), agent_id("b"));
+    engine.close();
+    let engine = open();
+    assert_eq!(least(&engine), agent_id("b"), "after a restart");
+    engine.record(new("payer", "b", "1"), None).wait().unwrap();
+    engine.record(new("payer", "b", "1"), None).wait().unwrap();
+    assert_eq!(least(&engine), agent_id("a"));
+    engine.close();
+    assert_clean(&path);
+}
+
 #[test]
 fn random_draws_reach_every_online_or_busy_agent_and_nobody_else() {
     let engine = memory();
