@@ -38,7 +38,7 @@ const MAX_EXPIRIES: usize = 1_000;
 const MAX_PURGE: usize = 1_000;
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(60);
 const RECEIPTS_KEPT: Duration = Duration::from_secs(7 * 24 * 3_600);
-const REMOTE_AGENTS_KEPT: Duration = Duration::from_secs(30 * 24 * 3_600);
+const EXPIRED_AGENTS_KEPT: Duration = Duration::from_secs(30 * 24 * 3_600);
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
 const LONGEST_CHECK_RETRY: Duration = Duration::from_secs(20);
@@ -82,7 +82,7 @@ pub struct Writer {
     started: Duration,
     opened_at_age: StoreAge,
     observation_seq: u64,
-    /// Where to go on looking for remote agents to forget.
+    /// Where to go on looking for expired agents to forget.
     next_purged_agent: Option<AgentId>,
 }
 
@@ -240,10 +240,10 @@ impl Writer {
                 purged = purged.max(batch.purge_receipts(age.before(RECEIPTS_KEPT), MAX_PURGE)?);
                 purged = purged.max(batch.purge_loads(oldest_minute, MAX_PURGE)?);
                 purged = purged.max(batch.purge_tombstones(moment.now, MAX_PURGE)?);
-                let kept_from = age.before(REMOTE_AGENTS_KEPT);
-                let remote = batch.purge_remote(kept_from, moment.now, next_purged_agent.as_ref(), MAX_PURGE)?;
-                *next_purged_agent = remote.next;
-                forgotten = remote.forgotten;
+                let kept_from = age.before(EXPIRED_AGENTS_KEPT);
+                let expired = batch.purge_expired(kept_from, moment.now, next_purged_agent.as_ref(), MAX_PURGE)?;
+                *next_purged_agent = expired.next;
+                forgotten = expired.forgotten;
             }
             let mut session = Session::new(batch, directory, moment, default_ttl, random);
             for job in jobs.iter_mut() {

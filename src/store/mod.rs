@@ -65,7 +65,7 @@ pub use query::{Position, TransactionFilter, TransactionPage};
 pub use records::{
     BalanceSideV1 as BalanceSide, BalanceV1 as Balance, ReceiptV1 as Receipt, StoreAge, TotalsV2 as Totals,
 };
-pub use registry::{Publish, PurgedRemote};
+pub use registry::{Publish, PurgedAgents};
 pub use sinks::Acknowledged;
 pub use snapshot::{ChangedAgent, ChangedState, Load, Snapshot};
 pub use tables::{TxKey, minute_of};
