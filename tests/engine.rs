@@ -668,3 +668,27 @@ fn room_that_could_not_be_kept_back_is_kept_back_once_there_is_some() {
     engine.record(new("a", "b", "1"), None).wait().unwrap();
     assert_eq!(std::fs::metadata(&reserve).unwrap().len(), 1024 * 1024);
 }
+
+/// To keep room back is to write and to sync a file, which may take long on a disk that is slow.
+#[test]
+fn nobody_waits_for_room_that_is_kept_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let reserve = directory.path().join(".tradepost.redb.reserve");
+    let clock = ManualClock::at(1_795_000_000_000_000);
+    let location = Location::File(directory.path().join("tradepost.redb"));
+    let engine = Engine::open(Options { clock: clock.clone(), ..Options::new(location) }).unwrap();
+    // When the second is answered, what comes after the first is done.
+    engine.record(new("a", "b", "1"), None).wait().unwrap();
+    engine.record(new("a", "b", "1"), None).wait().unwrap();
+    std::fs::remove_file(&reserve).unwrap();
+    // Whoever opens a pipe to write waits until somebody reads.
+    assert!(std::process::Command::new("mkfifo").arg(&reserve).status().unwrap().success());
+    clock.advance(Duration::from_secs(61));
+    let pending = engine.record(new("a", "b", "1"), None);
+    let (answered, answer) = std::sync::mpsc::channel();
+    let waiter = thread::spawn(move || answered.send(pending.wait().is_ok()));
+    let answer = answer.recv_timeout(Duration::from_secs(10));
+    std::io::copy(&mut std::fs::File::open(&reserve).unwrap(), &mut std::io::sink()).unwrap();
+    waiter.join().unwrap().unwrap();
+    assert_eq!(answer, Ok(true), "it was answered when the room was kept back");
+}

@@ -212,7 +212,17 @@ impl Writer {
         for job in jobs {
             job.finish(None, &self.core.metrics);
         }
+        if housekeeping {
+            // Writing it may take a while, for which neither what was committed nor its answers wait.
+            self.keep_reserve();
+        }
         Ok(())
+    }
+
+    fn keep_reserve(&self) {
+        if let Err(error) = self.core.store.keep_reserve() {
+            tracing::warn!(%error, "no room could be kept back for what sinks acknowledge on a full disk");
+        }
     }
 
     fn commit(
@@ -263,9 +273,6 @@ impl Writer {
             let pause = if purged < MAX_PURGE { HOUSEKEEPING_EVERY } else { Duration::ZERO };
             self.next_housekeeping = moment.monotonic + pause;
             self.loads.drop_before_window(&mut self.load_minutes, minute_of(moment.now));
-            if let Err(error) = self.core.store.keep_reserve() {
-                tracing::warn!(%error, "no room could be kept back for what sinks acknowledge on a full disk");
-            }
         }
         Ok(effects)
     }
