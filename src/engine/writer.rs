@@ -302,9 +302,9 @@ impl Writer {
                 Effect::ObservationsMoved => self.observation_seq += 1,
                 Effect::Outcome { agent_id, success } => metrics.outcome_observed(agent_id.as_str(), success),
                 Effect::LoadMoved { provider, capability, at, counts } => {
-                    let minute = minute_of(at);
+                    let (minute, now) = (minute_of(at), minute_of(self.core.clock.now()));
                     if counts {
-                        self.loads.add(&mut self.load_minutes, &provider, &capability, minute, 1);
+                        self.loads.add_from_elsewhere(&mut self.load_minutes, &provider, &capability, minute, now);
                     } else {
                         self.loads.remove(&provider, &capability, minute);
                     }
