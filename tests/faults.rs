@@ -17,10 +17,10 @@ use futures_util::FutureExt;
 use redb::StorageBackend;
 use redb::backends::FileBackend;
 use tradepost::clock::Clock;
-use tradepost::domain::{NewTransaction, Timestamp, TransactionId, Weight};
+use tradepost::domain::{JsonObject, NewTransaction, Registration, Timestamp, TransactionId, Weight};
 use tradepost::engine::Idempotency;
 use tradepost::store::verify;
-use tradepost::{Engine, Error, Location, Options};
+use tradepost::{Engine, Error, Location, OpenError, Options};
 
 /// A countdown that is none, and one that has ended.
 const NEVER: i64 = -1;
@@ -35,18 +35,21 @@ const SYNC_HANGS: u8 = 3;
 const TELLS_TIME: u8 = 0;
 /// The writer panics when it asks for the time, as it does between commands, commits and answers.
 const PANICS: u8 = 1;
+/// From when anybody else asks for it the disk fails for good.
+const FAILS_DISK: u8 = 2;
 
 /// A clock that can be told to do more than to tell the time.
 #[derive(Debug)]
 struct FragileClock {
     clock: Arc<ManualClock>,
+    file: Arc<FragileFile>,
     fault: AtomicU8,
 }
 
 impl FragileClock {
-    fn new() -> Arc<Self> {
+    fn of(file: &Arc<FragileFile>) -> Arc<Self> {
         let clock = ManualClock::at(1_795_391_431_767_109);
-        Arc::new(Self { clock, fault: AtomicU8::new(TELLS_TIME) })
+        Arc::new(Self { clock, file: file.clone(), fault: AtomicU8::new(TELLS_TIME) })
     }
 
     fn set(&self, fault: u8) {
@@ -62,6 +65,8 @@ impl Clock for FragileClock {
     fn monotonic(&self) -> Duration {
         if thread::current().name() == Some("writer") {
             assert_ne!(self.fault.load(Ordering::SeqCst), PANICS, "injected");
+        } else if self.fault.load(Ordering::SeqCst) == FAILS_DISK {
+            self.file.fail_at(0, true);
         }
         self.clock.monotonic()
     }
@@ -178,7 +183,7 @@ fn new(number: usize) -> NewTransaction {
     // Large enough that the file has to grow now and then.
     let context = format!(r#"{{"padding":"{}"}}"#, "x".repeat(8_000));
     let mut facts = facts("a", "b", "python", "1");
-    facts.context = tradepost::domain::JsonObject::parse(&context).unwrap();
+    facts.context = JsonObject::parse(&context).unwrap();
     NewTransaction { transaction_id: Some(id(number)), facts }
 }
 
@@ -395,7 +400,7 @@ fn a_writer_that_panicked_is_seen_to_have_failed_and_can_be_closed() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("f.redb");
     let file = FragileFile::create(&path);
-    let clock = FragileClock::new();
+    let clock = FragileClock::of(&file);
     let options = Options { clock: clock.clone(), ..Options::new(Location::Backend(file.clone())) };
     let engine = Engine::open(options).unwrap();
     engine.record(new(0), None).wait().unwrap();
@@ -417,6 +422,30 @@ fn a_writer_that_panicked_is_seen_to_have_failed_and_can_be_closed() {
     assert!(matches!(engine.transaction(&id(0)), Err(Error::Unavailable(_))));
     drop((engine, clock, file));
     assert_clean(&path);
+}
+
+/// Which of the two it is decides what an operator does: look at the disk, or put a copy in the place of the file.
+#[test]
+fn a_disk_that_fails_while_the_directory_is_built_is_not_called_damage() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = FragileFile::create(&directory.path().join("f.redb"));
+    let engine = Engine::open(Options::new(Location::Backend(file.clone()))).unwrap();
+    // More than is kept in memory.
+    let metadata = format!(r#"{{"padding":"{}"}}"#, "x".repeat(60_000));
+    let padded = |number: usize| Registration {
+        metadata: JsonObject::parse(&metadata).unwrap(),
+        ..registration(&format!("agent-{number}"), &[])
+    };
+    let registered: Vec<_> = (0..800).map(|number| engine.register(padded(number), None)).collect();
+    for pending in registered {
+        pending.wait().unwrap();
+    }
+    engine.close();
+    let clock = FragileClock::of(&file);
+    clock.set(FAILS_DISK);
+    let opened = Engine::open(Options { clock, ..Options::new(Location::Backend(file.clone())) });
+    file.heal();
+    assert!(matches!(opened, Err(OpenError::Io { .. })), "{:?}", opened.err());
 }
 
 /// A program that is told to stop while its disk fails says of every command that was waiting why it was not done.

@@ -71,12 +71,12 @@ pub use snapshot::{ChangedAgent, ChangedState, Load, Snapshot};
 pub use tables::{TxKey, minute_of};
 pub use verify::{VerifyReport, verify};
 
+pub(crate) use self::opening::open_error;
+
 use self::again::WrittenAgain;
 use self::ledger::Known;
 use self::log::LogHead;
-use self::opening::{
-    HeadError, Opened, Purpose, guarded, head_error, initialise, open_database, open_error, open_ours, read_head,
-};
+use self::opening::{HeadError, Opened, Purpose, guarded, head_error, initialise, open_database, open_ours, read_head};
 use self::reserve::Reserve;
 use self::runs::Waiting;
 use self::seal::Seal;
