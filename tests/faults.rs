@@ -12,15 +12,15 @@ use std::time::{Duration, Instant};
 
 use common::clock::ManualClock;
 use common::trials::Trials;
-use common::{agent_id, facts, registration, transaction_id};
+use common::{agent_id, capability, facts, registration, transaction_id};
 use futures_util::FutureExt;
 use redb::StorageBackend;
 use redb::backends::FileBackend;
 use tradepost::clock::Clock;
 use tradepost::domain::{JsonObject, NewTransaction, Registration, Timestamp, TransactionId, Weight};
-use tradepost::engine::Idempotency;
+use tradepost::engine::{Idempotency, Profile};
 use tradepost::store::verify;
-use tradepost::{Engine, Error, Location, OpenError, Options};
+use tradepost::{Engine, Error, Location, OpenError, Options, Precondition};
 
 /// A countdown that is none, and one that has ended.
 const NEVER: i64 = -1;
@@ -35,8 +35,10 @@ const SYNC_HANGS: u8 = 3;
 const TELLS_TIME: u8 = 0;
 /// The writer panics when it asks for the time, as it does between commands, commits and answers.
 const PANICS: u8 = 1;
+/// From behind the next sync the writer waits for the time.
+const HOLDS_BEHIND_SYNC: u8 = 2;
 /// From when anybody else asks for it the disk fails for good.
-const FAILS_DISK: u8 = 2;
+const FAILS_DISK: u8 = 3;
 
 /// A clock that can be told to do more than to tell the time.
 #[derive(Debug)]
@@ -53,6 +55,7 @@ impl FragileClock {
     }
 
     fn set(&self, fault: u8) {
+        self.file.has_synced.store(false, Ordering::SeqCst);
         self.fault.store(fault, Ordering::SeqCst);
     }
 }
@@ -65,6 +68,10 @@ impl Clock for FragileClock {
     fn monotonic(&self) -> Duration {
         if thread::current().name() == Some("writer") {
             assert_ne!(self.fault.load(Ordering::SeqCst), PANICS, "injected");
+            while self.fault.load(Ordering::SeqCst) == HOLDS_BEHIND_SYNC && self.file.has_synced.load(Ordering::SeqCst)
+            {
+                thread::sleep(Duration::from_millis(1));
+            }
         } else if self.fault.load(Ordering::SeqCst) == FAILS_DISK {
             self.file.fail_at(0, true);
         }
@@ -83,6 +90,8 @@ struct FragileFile {
     fails_for_good: AtomicBool,
     /// Whether a sync has begun to wait.
     hanging: AtomicBool,
+    /// Whether a sync has ended well.
+    has_synced: AtomicBool,
     /// How much there is room for between two syncs, and how much of that is taken.
     commit_bytes: AtomicI64,
     written: AtomicI64,
@@ -95,7 +104,8 @@ impl FragileFile {
         let (fault, countdown) = (AtomicU8::new(SOUND), AtomicI64::new(NEVER));
         let (fails_for_good, hanging) = (AtomicBool::new(false), AtomicBool::new(false));
         let (commit_bytes, written) = (AtomicI64::new(i64::MAX), AtomicI64::new(0));
-        Arc::new(Self { file, fault, countdown, fails_for_good, hanging, commit_bytes, written })
+        let has_synced = AtomicBool::new(false);
+        Arc::new(Self { file, fault, countdown, fails_for_good, hanging, has_synced, commit_bytes, written })
     }
 
     fn set(&self, fault: u8) {
@@ -163,7 +173,9 @@ impl StorageBackend for FragileFile {
             SYNC_FAILS => Err(io::Error::other("injected")),
             _ => {
                 self.written.store(0, Ordering::SeqCst);
-                self.file.sync_data()
+                self.file.sync_data()?;
+                self.has_synced.store(true, Ordering::SeqCst);
+                Ok(())
             }
         }
     }
@@ -422,6 +434,34 @@ fn a_writer_that_panicked_is_seen_to_have_failed_and_can_be_closed() {
     assert!(matches!(engine.transaction(&id(0)), Err(Error::Unavailable(_))));
     drop((engine, clock, file));
     assert_clean(&path);
+}
+
+/// The store shows a deletion before the directory does: whoever is picked then is gone, but others are not.
+#[test]
+fn while_an_agent_is_deleted_another_one_is_picked() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = FragileFile::create(&directory.path().join("f.redb"));
+    let clock = FragileClock::of(&file);
+    let options = Options { clock: clock.clone(), ..Options::new(Location::Backend(file.clone())) };
+    let engine = Engine::open(options).unwrap();
+    let (sql, deleted, other) = (capability("sql"), agent_id("a"), agent_id("b"));
+    for id in [&deleted, &other] {
+        engine.register(registration(id.as_str(), &["sql"]), None).wait().unwrap();
+    }
+    clock.set(HOLDS_BEHIND_SYNC);
+    let pending = engine.unregister(deleted.clone(), Precondition::None);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while engine.agent(&deleted).is_ok() {
+        assert!(Instant::now() < deadline, "it was not deleted");
+        thread::sleep(Duration::from_millis(1));
+    }
+    let id_of = |picked: Option<Profile>| picked.map(|profile| profile.agent.agent_id);
+    let least_loaded = id_of(engine.least_loaded(&sql).unwrap());
+    let drawn: Vec<_> = (0..50).map(|_| id_of(engine.random(Some(&sql)).unwrap())).collect();
+    clock.set(TELLS_TIME);
+    pending.wait().unwrap();
+    assert_eq!(least_loaded.as_ref(), Some(&other));
+    assert!(drawn.iter().all(|id| id.as_ref() == Some(&other)), "{drawn:?}");
 }
 
 /// Which of the two it is decides what an operator does: look at the disk, or put a copy in the place of the file.
