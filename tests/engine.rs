@@ -490,6 +490,41 @@ fn the_least_loaded_agent_is_found_by_the_last_hour_alone() {
     assert_eq!(engine.least_loaded(&capability("cobol")).unwrap(), None);
 }
 
+/// What was recorded in the future is forgotten in time, which must not have what comes after the clock is right forgotten.
+#[test]
+fn a_clock_that_was_ahead_does_not_stop_loads_from_being_counted() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("tradepost.redb");
+    let clock = ManualClock::at(1_795_000_000_000_000);
+    let open = || Engine::open(Options { clock: clock.clone(), ..Options::new(Location::File(path.clone())) }).unwrap();
+    let engine = open();
+    let ahead = Duration::from_secs(10 * 86_400);
+    engine.record(new("payer", "a", "1"), None).wait().unwrap();
+    clock.jump_wall(ahead);
+    engine.record(new("payer", "a", "1"), None).wait().unwrap();
+    clock.advance(Duration::from_secs(2 * 3_600));
+    engine.record(new("payer", "a", "1"), None).wait().unwrap();
+    clock.advance(Duration::from_secs(2 * 3_600));
+    engine.record(new("payer", "c", "1"), None).wait().unwrap();
+    clock.jump_wall_back(ahead);
+    for id in ["a", "b"] {
+        engine.register(registration(id, &["python"]), None).wait().unwrap();
+    }
+    for provider in ["a", "a", "b"] {
+        engine.record(new("payer", provider, "1"), None).wait().unwrap();
+    }
+    let least = |engine: &Engine| engine.least_loaded(&capability("python")).unwrap().unwrap().agent.agent_id;
+    assert_eq!(least(&engine), agent_id("b"));
+    engine.close();
+    let engine = open();
+    assert_eq!(least(&engine), agent_id("b"), "after a restart");
+    engine.record(new("payer", "b", "1"), None).wait().unwrap();
+    engine.record(new("payer", "b", "1"), None).wait().unwrap();
+    assert_eq!(least(&engine), agent_id("a"));
+    engine.close();
+    assert_clean(&path);
+}
+
 #[test]
 fn random_draws_reach_every_online_or_busy_agent_and_nobody_else() {
     let engine = memory();
@@ -632,4 +667,28 @@ fn room_that_could_not_be_kept_back_is_kept_back_once_there_is_some() {
     engine.record(new("a", "b", "1"), None).wait().unwrap();
     engine.record(new("a", "b", "1"), None).wait().unwrap();
     assert_eq!(std::fs::metadata(&reserve).unwrap().len(), 1024 * 1024);
+}
+
+/// To keep room back is to write and to sync a file, which may take long on a disk that is slow.
+#[test]
+fn nobody_waits_for_room_that_is_kept_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let reserve = directory.path().join(".tradepost.redb.reserve");
+    let clock = ManualClock::at(1_795_000_000_000_000);
+    let location = Location::File(directory.path().join("tradepost.redb"));
+    let engine = Engine::open(Options { clock: clock.clone(), ..Options::new(location) }).unwrap();
+    // When the second is answered, what comes after the first is done.
+    engine.record(new("a", "b", "1"), None).wait().unwrap();
+    engine.record(new("a", "b", "1"), None).wait().unwrap();
+    std::fs::remove_file(&reserve).unwrap();
+    // Whoever opens a pipe to write waits until somebody reads.
+    assert!(std::process::Command::new("mkfifo").arg(&reserve).status().unwrap().success());
+    clock.advance(Duration::from_secs(61));
+    let pending = engine.record(new("a", "b", "1"), None);
+    let (answered, answer) = std::sync::mpsc::channel();
+    let waiter = thread::spawn(move || answered.send(pending.wait().is_ok()));
+    let answer = answer.recv_timeout(Duration::from_secs(10));
+    std::io::copy(&mut std::fs::File::open(&reserve).unwrap(), &mut std::io::sink()).unwrap();
+    waiter.join().unwrap().unwrap();
+    assert_eq!(answer, Ok(true), "it was answered when the room was kept back");
 }

@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 
 use common::clock::ManualClock;
 use common::trials::Trials;
-use common::{agent_id, facts, registration, transaction_id};
+use common::{agent_id, capability, facts, registration, transaction_id};
 use futures_util::FutureExt;
 use redb::StorageBackend;
 use redb::backends::FileBackend;
-use tradepost::domain::{NewTransaction, Registration, TransactionId, Ttl, Weight};
-use tradepost::engine::Idempotency;
+use tradepost::clock::Clock;
+use tradepost::domain::{JsonObject, NewTransaction, Registration, Timestamp, TransactionId, Ttl, Weight};
+use tradepost::engine::{Idempotency, Profile};
 use tradepost::store::verify;
 use tradepost::{Engine, Error, LeaseState, Location, OpenError, Options, Precondition};
 
@@ -31,6 +32,53 @@ const FULL: u8 = 2;
 /// Syncs wait until the fault is another one.
 const SYNC_HANGS: u8 = 3;
 
+const TELLS_TIME: u8 = 0;
+/// The writer panics when it asks for the time, as it does between commands, commits and answers.
+const PANICS: u8 = 1;
+/// From behind the next sync the writer waits for the time.
+const HOLDS_BEHIND_SYNC: u8 = 2;
+/// From when anybody else asks for it the disk fails for good.
+const FAILS_DISK: u8 = 3;
+
+/// A clock that can be told to do more than to tell the time.
+#[derive(Debug)]
+struct FragileClock {
+    clock: Arc<ManualClock>,
+    file: Arc<FragileFile>,
+    fault: AtomicU8,
+}
+
+impl FragileClock {
+    fn of(file: &Arc<FragileFile>) -> Arc<Self> {
+        let clock = ManualClock::at(1_795_391_431_767_109);
+        Arc::new(Self { clock, file: file.clone(), fault: AtomicU8::new(TELLS_TIME) })
+    }
+
+    fn set(&self, fault: u8) {
+        self.file.has_synced.store(false, Ordering::SeqCst);
+        self.fault.store(fault, Ordering::SeqCst);
+    }
+}
+
+impl Clock for FragileClock {
+    fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    fn monotonic(&self) -> Duration {
+        if thread::current().name() == Some("writer") {
+            assert_ne!(self.fault.load(Ordering::SeqCst), PANICS, "injected");
+            while self.fault.load(Ordering::SeqCst) == HOLDS_BEHIND_SYNC && self.file.has_synced.load(Ordering::SeqCst)
+            {
+                thread::sleep(Duration::from_millis(1));
+            }
+        } else if self.fault.load(Ordering::SeqCst) == FAILS_DISK {
+            self.file.fail_at(0, true);
+        }
+        self.clock.monotonic()
+    }
+}
+
 /// A file that can be told to fail.
 #[derive(Debug)]
 struct FragileFile {
@@ -42,6 +90,8 @@ struct FragileFile {
     fails_for_good: AtomicBool,
     /// Whether a sync has begun to wait.
     hanging: AtomicBool,
+    /// Whether a sync has ended well.
+    has_synced: AtomicBool,
     /// How much there is room for between two syncs, and how much of that is taken.
     commit_bytes: AtomicI64,
     written: AtomicI64,
@@ -54,7 +104,8 @@ impl FragileFile {
         let (fault, countdown) = (AtomicU8::new(SOUND), AtomicI64::new(NEVER));
         let (fails_for_good, hanging) = (AtomicBool::new(false), AtomicBool::new(false));
         let (commit_bytes, written) = (AtomicI64::new(i64::MAX), AtomicI64::new(0));
-        Arc::new(Self { file, fault, countdown, fails_for_good, hanging, commit_bytes, written })
+        let has_synced = AtomicBool::new(false);
+        Arc::new(Self { file, fault, countdown, fails_for_good, hanging, has_synced, commit_bytes, written })
     }
 
     fn set(&self, fault: u8) {
@@ -126,7 +177,9 @@ impl StorageBackend for FragileFile {
             SYNC_FAILS => Err(io::Error::other("injected")),
             _ => {
                 self.written.store(0, Ordering::SeqCst);
-                self.file.sync_data()
+                self.file.sync_data()?;
+                self.has_synced.store(true, Ordering::SeqCst);
+                Ok(())
             }
         }
     }
@@ -146,7 +199,7 @@ fn new(number: usize) -> NewTransaction {
     // Large enough that the file has to grow now and then.
     let context = format!(r#"{{"padding":"{}"}}"#, "x".repeat(8_000));
     let mut facts = facts("a", "b", "python", "1");
-    facts.context = tradepost::domain::JsonObject::parse(&context).unwrap();
+    facts.context = JsonObject::parse(&context).unwrap();
     NewTransaction { transaction_id: Some(id(number)), facts }
 }
 
@@ -383,6 +436,88 @@ fn no_heartbeat_is_lost_on_an_agent_that_is_being_written() {
         let profile = engine.agent(&agent_id(name)).unwrap();
         assert_eq!((profile.lease, profile.expires_at), (LeaseState::Live, expires_at), "{name}");
     }
+}
+
+/// A panic where none was thought of ends the writer, but not unseen: whoever asks is told, and reads go on.
+#[test]
+fn a_writer_that_panicked_is_seen_to_have_failed_and_can_be_closed() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("f.redb");
+    let file = FragileFile::create(&path);
+    let clock = FragileClock::of(&file);
+    let options = Options { clock: clock.clone(), ..Options::new(Location::Backend(file.clone())) };
+    let engine = Engine::open(options).unwrap();
+    engine.record(new(0), None).wait().unwrap();
+    clock.set(PANICS);
+    assert!(matches!(engine.record(new(1), None).wait(), Err(Error::Unavailable(_))));
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let failure = loop {
+        match engine.ready() {
+            Err(failure) => break failure.to_string(),
+            Ok(()) => assert!(Instant::now() < deadline, "it says that it takes writes"),
+        }
+        thread::sleep(Duration::from_millis(1));
+    };
+    assert!(failure.contains("the writer panicked"), "{failure}");
+    assert_eq!(engine.status().unwrap().failure, Some(failure.clone()));
+    assert_eq!(engine.record(new(1), None).wait().unwrap_err().to_string(), failure);
+    assert!(engine.transaction(&id(0)).is_ok());
+    engine.close();
+    assert!(matches!(engine.transaction(&id(0)), Err(Error::Unavailable(_))));
+    drop((engine, clock, file));
+    assert_clean(&path);
+}
+
+/// The store shows a deletion before the directory does: whoever is picked then is gone, but others are not.
+#[test]
+fn while_an_agent_is_deleted_another_one_is_picked() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = FragileFile::create(&directory.path().join("f.redb"));
+    let clock = FragileClock::of(&file);
+    let options = Options { clock: clock.clone(), ..Options::new(Location::Backend(file.clone())) };
+    let engine = Engine::open(options).unwrap();
+    let (sql, deleted, other) = (capability("sql"), agent_id("a"), agent_id("b"));
+    for id in [&deleted, &other] {
+        engine.register(registration(id.as_str(), &["sql"]), None).wait().unwrap();
+    }
+    clock.set(HOLDS_BEHIND_SYNC);
+    let pending = engine.unregister(deleted.clone(), Precondition::None);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while engine.agent(&deleted).is_ok() {
+        assert!(Instant::now() < deadline, "it was not deleted");
+        thread::sleep(Duration::from_millis(1));
+    }
+    let id_of = |picked: Option<Profile>| picked.map(|profile| profile.agent.agent_id);
+    let least_loaded = id_of(engine.least_loaded(&sql).unwrap());
+    let drawn: Vec<_> = (0..50).map(|_| id_of(engine.random(Some(&sql)).unwrap())).collect();
+    clock.set(TELLS_TIME);
+    pending.wait().unwrap();
+    assert_eq!(least_loaded.as_ref(), Some(&other));
+    assert!(drawn.iter().all(|id| id.as_ref() == Some(&other)), "{drawn:?}");
+}
+
+/// Which of the two it is decides what an operator does: look at the disk, or put a copy in the place of the file.
+#[test]
+fn a_disk_that_fails_while_the_directory_is_built_is_not_called_damage() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = FragileFile::create(&directory.path().join("f.redb"));
+    let engine = Engine::open(Options::new(Location::Backend(file.clone()))).unwrap();
+    // More than is kept in memory.
+    let metadata = format!(r#"{{"padding":"{}"}}"#, "x".repeat(60_000));
+    let padded = |number: usize| Registration {
+        metadata: JsonObject::parse(&metadata).unwrap(),
+        ..registration(&format!("agent-{number}"), &[])
+    };
+    let registered: Vec<_> = (0..800).map(|number| engine.register(padded(number), None)).collect();
+    for pending in registered {
+        pending.wait().unwrap();
+    }
+    engine.close();
+    let clock = FragileClock::of(&file);
+    clock.set(FAILS_DISK);
+    let opened = Engine::open(Options { clock, ..Options::new(Location::Backend(file.clone())) });
+    file.heal();
+    assert!(matches!(opened, Err(OpenError::Io { .. })), "{:?}", opened.err());
 }
 
 /// A program that is told to stop while its disk fails says of every command that was waiting why it was not done.

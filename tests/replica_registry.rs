@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::clock::ManualClock;
-use common::{agent_id, capability, registration};
+use common::{agent_id, capability, facts, registration};
 use tradepost::clock::Clock;
 use tradepost::domain::ranking::{RankBy, SearchQuery};
-use tradepost::domain::{Agent, AgentPatch, AgentVersion, Baseline, Counters, Registration, Reputation, Ttl, Weight};
+use tradepost::domain::{
+    Agent, AgentPatch, AgentVersion, Baseline, Counters, NewTransaction, Registration, Reputation, Ttl, Weight,
+};
 use tradepost::engine::replica::{AgentChange, ForkReason, RegistryLink, RemoteAgent};
 use tradepost::store::verify;
 use tradepost::{AgentFilter, Engine, LeaseState, Location, Options, PageRequest, Precondition};
@@ -290,6 +292,7 @@ fn remote_agents_unseen_for_thirty_days_are_forgotten() {
     b.register("own");
     a.tell(&b);
     b.pass(HOUR * 2);
+    b.engine.heartbeat(&agent_id("own")).wait().unwrap();
     assert_eq!(b.engine.status().unwrap().agents, 2);
     b.pass(HOUR * 24 * 31);
     b.pass(Duration::from_secs(61));
@@ -297,6 +300,42 @@ fn remote_agents_unseen_for_thirty_days_are_forgotten() {
     let filter = AgentFilter { capability: None, availability: None, sort_by: RankBy::AgentId, include_expired: true };
     let left = b.engine.agents(&filter, PageRequest { limit: 10, cursor: None }).unwrap();
     assert_eq!(left.items.len(), 1);
+}
+
+/// Of an agent that has been gone for so long nothing is told either, and whoever has its id next begins anew.
+#[test]
+fn local_agents_that_expired_thirty_days_ago_are_forgotten() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.redb");
+    let node = Node::open(Location::File(path.clone()));
+    for id in ["brief", "payer", "observed"] {
+        node.register(id);
+    }
+    node.observe("brief", true);
+    node.engine
+        .record(NewTransaction { transaction_id: None, facts: facts("payer", "brief", "x", "1") }, None)
+        .wait()
+        .unwrap();
+    node.pass(HOUR * 2);
+    let before = node.engine.agent(&agent_id("brief")).unwrap();
+    assert_eq!(before.lease, LeaseState::Expired);
+    node.pass(HOUR * 24 * 29);
+    assert_eq!(node.engine.status().unwrap().agents, 3);
+    node.observe("observed", true);
+    node.pass(HOUR * 24 * 2);
+    node.pass(Duration::from_secs(61));
+    assert_eq!(node.engine.status().unwrap().agents, 1);
+    assert_eq!(node.lease("observed"), LeaseState::Expired);
+    assert!(matches!(node.engine.agent(&agent_id("brief")), Err(Error::Refused(Refusal::AgentNotFound(_)))));
+    assert!(matches!(node.engine.heartbeat(&agent_id("brief")).wait(), Err(Error::Refused(Refusal::AgentNotFound(_)))));
+    let told: Vec<_> = node.engine.changes_after(0, usize::MAX).unwrap();
+    assert_eq!((told.len() as u64, node.engine.changes_len(0).unwrap()), (1, 1));
+    let again = node.engine.register(registration("brief", &["python"]), None).wait().unwrap();
+    assert!(again.created && again.value.agent.revision > before.agent.revision);
+    assert!(again.value.agent.version > before.agent.version);
+    assert_eq!(again.value.agent.reputation, Reputation::default());
+    node.engine.close();
+    assert_clean(&path);
 }
 
 #[test]
@@ -468,8 +507,10 @@ fn who_comes_back_is_told_of_as_alive() {
         std::thread::scope(|scope| {
             let reviving = scope.spawn(|| {
                 for wave in ids.chunks(50) {
-                    let alive: Vec<_> = wave.iter().map(|id| node.engine.heartbeat(id)).collect();
-                    alive.into_iter().for_each(|pending| drop(pending.wait().unwrap()));
+                    let heartbeats: Vec<_> = wave.iter().map(|id| node.engine.heartbeat(id)).collect();
+                    for heartbeat in heartbeats {
+                        heartbeat.wait().unwrap();
+                    }
                 }
             });
             loop {

@@ -1,5 +1,6 @@
 //! Finding a provider: search, recommend, least loaded, random. Live agents only.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,10 +8,11 @@ use rand::RngExt;
 
 use super::Engine;
 use super::agents::Profile;
+use super::core::View;
 use super::directory::{Entry, merged};
 use super::error::Error;
 use crate::domain::ranking::{RankBy, SearchQuery};
-use crate::domain::{AvailabilityStatus, Capability};
+use crate::domain::{AgentId, AvailabilityStatus, Capability};
 use crate::store::minute_of;
 
 /// How many draws are made before looking through all of them.
@@ -62,10 +64,11 @@ impl Engine {
         let view = self.core().view();
         let Some(ranks) = view.directory.live().ranks(Some(capability)) else { return Ok(None) };
         let minute = minute_of(moment.now);
-        for wanted in [AvailabilityStatus::Online, AvailabilityStatus::Busy] {
+        let least_of = |wanted: AvailabilityStatus, gone: &HashSet<&AgentId>| {
             let mut best: Option<(u64, &Arc<Entry>)> = None;
             for entry in ranks.iter(RankBy::Cost, None) {
-                if entry.standing.availability != wanted || !is_live(entry, moment.monotonic) {
+                let is_wanted = entry.standing.availability == wanted && is_live(entry, moment.monotonic);
+                if !is_wanted || gone.contains(&entry.standing.agent_id) {
                     continue;
                 }
                 let load = view.loads.count(&entry.standing.agent_id, capability, minute);
@@ -77,11 +80,11 @@ impl Engine {
                     break;
                 }
             }
-            if let Some((_, entry)) = best {
-                return Ok(self.profiles(&[entry], &view)?.pop());
-            }
-        }
-        Ok(None)
+            best.map(|(_, entry)| entry)
+        };
+        self.first_stored(&view, |gone| {
+            [AvailabilityStatus::Online, AvailabilityStatus::Busy].into_iter().find_map(|wanted| least_of(wanted, gone))
+        })
     }
 
     /// Any online or busy agent, each with the same chance.
@@ -89,24 +92,40 @@ impl Engine {
         let monotonic = self.core().clock.monotonic();
         let view = self.core().view();
         let Some(ranks) = view.directory.live().ranks(capability) else { return Ok(None) };
-        let candidate = |entry: &&Arc<Entry>| {
+        let candidate = |entry: &Entry, gone: &HashSet<&AgentId>| {
             let takes_work =
                 matches!(entry.standing.availability, AvailabilityStatus::Online | AvailabilityStatus::Busy);
-            takes_work && is_live(entry, monotonic)
+            takes_work && is_live(entry, monotonic) && !gone.contains(&entry.standing.agent_id)
         };
         let count = usize::try_from(ranks.len()).unwrap_or(usize::MAX);
         if count == 0 {
             return Ok(None);
         }
         let mut random = rand::rng();
-        let drawn = (0..MAX_DRAWS).find_map(|_| ranks.draw(random.random_range(0..count)).filter(candidate));
-        // Candidates are few among many, or there are none: look through all, beginning anywhere.
-        let start = random.random_range(0..count);
-        let found = drawn.or_else(|| (0..count).filter_map(|step| ranks.draw((start + step) % count)).find(candidate));
-        match found {
-            Some(entry) => Ok(self.profiles(&[entry], &view)?.pop()),
-            None => Ok(None),
+        self.first_stored(&view, |gone| {
+            let candidate = |entry: &&Arc<Entry>| candidate(entry, gone);
+            let drawn = (0..MAX_DRAWS).find_map(|_| ranks.draw(random.random_range(0..count)).filter(candidate));
+            // Candidates are few among many, or there are none: look through all, beginning anywhere.
+            let start = random.random_range(0..count);
+            drawn.or_else(|| (0..count).filter_map(|step| ranks.draw((start + step) % count)).find(candidate))
+        })
+    }
+
+    /// The first agent picked that is stored. One that was deleted a moment ago the directory may list yet: it is gone to
+    /// the picks that follow.
+    fn first_stored<'v>(
+        &self,
+        view: &'v View,
+        mut pick: impl FnMut(&HashSet<&'v AgentId>) -> Option<&'v Arc<Entry>>,
+    ) -> Result<Option<Profile>, Error> {
+        let mut gone = HashSet::new();
+        while let Some(entry) = pick(&gone) {
+            if let Some(profile) = self.profiles(&[entry], view)?.pop() {
+                return Ok(Some(profile));
+            }
+            gone.insert(&entry.standing.agent_id);
         }
+        Ok(None)
     }
 }
 

@@ -69,6 +69,21 @@ impl Loads {
         self.windows.insert(key, window.into());
     }
 
+    /// Adds a transaction that another node recorded; `now` is the current minute. One of an hour ago is not asked for any
+    /// more, and one that lies more than an hour ahead, by a clock that is wrong, would take a place for as long as that.
+    pub fn add_from_elsewhere(
+        &mut self,
+        minutes: &mut LoadMinutes,
+        provider: &AgentId,
+        capability: &Capability,
+        minute: u32,
+        now: u32,
+    ) {
+        if (now.saturating_sub(WINDOW_MINUTES)..=now.saturating_add(WINDOW_MINUTES)).contains(&minute) {
+            self.add(minutes, provider, capability, minute, 1);
+        }
+    }
+
     /// Takes back one transaction of a minute.
     pub fn remove(&mut self, provider: &AgentId, capability: &Capability, minute: u32) {
         let key = (provider.clone(), capability.clone());
@@ -115,6 +130,22 @@ mod tests {
         assert_eq!(loads.count(&provider, &capability, 130), 3);
         loads.drop_before_window(&mut minutes, 500);
         assert!(loads.windows.is_empty() && minutes.touched.is_empty());
+    }
+
+    #[test]
+    fn what_comes_late_or_from_a_clock_far_ahead_takes_no_place() {
+        let (provider, capability) = (AgentId::from_stored("p"), Capability::from_stored("sql"));
+        let (mut loads, mut minutes) = (Loads::default(), LoadMinutes::default());
+        for minute in [0, 939, 1_061, u32::MAX] {
+            loads.add_from_elsewhere(&mut minutes, &provider, &capability, minute, 1_000);
+            assert!(loads.windows.is_empty() && minutes.touched.is_empty(), "{minute}");
+            loads.remove(&provider, &capability, minute);
+        }
+        for minute in [940, 1_000, 1_001] {
+            loads.add_from_elsewhere(&mut minutes, &provider, &capability, minute, 1_000);
+        }
+        assert_eq!(loads.count(&provider, &capability, 1_000), 2);
+        assert_eq!(loads.count(&provider, &capability, 1_001), 2, "a clock that is a little ahead is counted in time");
     }
 
     #[test]

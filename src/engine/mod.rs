@@ -53,7 +53,7 @@ use crate::domain::{
     Transaction, TransactionId, Ttl, Weight,
 };
 use crate::metrics::Metrics;
-use crate::store::{Mint, Store};
+use crate::store::{Mint, Store, open_error};
 
 /// How many commands may wait for the writer; one more is answered [`Error::Overloaded`].
 pub const QUEUE_LENGTH: usize = 8_192;
@@ -149,8 +149,8 @@ impl Engine {
         let path = store.path().map_or_else(|| PathBuf::from("memory"), ToOwned::to_owned);
         let core = Arc::new(Core::new(store, options.clock, options.metrics, options.agent_ttl));
         let (messages, receiver) = crossbeam_channel::bounded(QUEUE_LENGTH);
-        let writer = Writer::start(Arc::clone(&core), receiver, head, random)
-            .map_err(|error| OpenError::Damaged { path: path.clone(), reason: error.to_string() })?;
+        let writer =
+            Writer::start(Arc::clone(&core), receiver, head, random).map_err(|error| open_error(&path, error))?;
         let writer = std::thread::Builder::new()
             .name("writer".to_owned())
             .spawn(move || writer.run())

@@ -40,7 +40,7 @@ const MAX_PURGE: usize = 1_000;
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(60);
 const RECEIPTS_KEPT: Duration = Duration::from_secs(7 * 24 * 3_600);
-const REMOTE_AGENTS_KEPT: Duration = Duration::from_secs(30 * 24 * 3_600);
+const EXPIRED_AGENTS_KEPT: Duration = Duration::from_secs(30 * 24 * 3_600);
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
 const LONGEST_CHECK_RETRY: Duration = Duration::from_secs(20);
@@ -84,7 +84,7 @@ pub struct Writer {
     started: Duration,
     opened_at_age: StoreAge,
     observation_seq: u64,
-    /// Where to go on looking for remote agents to forget.
+    /// Where to go on looking for expired agents to forget.
     next_purged_agent: Option<AgentId>,
 }
 
@@ -115,9 +115,17 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Runs until told to stop or until nobody is left who could. What was submitted before that is still committed;
-    /// since the core refuses commands from the moment it is closing, that comes to an end.
+    /// Runs until told to stop or until nobody is left who could, and closes the store.
     pub fn run(mut self) {
+        if catch_unwind(AssertUnwindSafe(|| self.write_until_stopped())).is_err() {
+            self.refuse_until_stopped();
+        }
+        self.core.close();
+    }
+
+    /// What was submitted before the engine is told to stop is still committed; since the core refuses commands from the
+    /// moment it is closing, that comes to an end.
+    fn write_until_stopped(&mut self) {
         loop {
             let first = match self.messages.recv_timeout(self.until_next_timer()) {
                 Ok(Message::Run(job)) => Some(job),
@@ -135,7 +143,23 @@ impl Writer {
                 Some(error) => job.finish(Some(&error), &self.core.metrics),
             }
         }
-        self.core.close();
+    }
+
+    /// After a panic nothing that this writer holds can be relied on: it says so to everybody, and writes no more. Reads go
+    /// on.
+    fn refuse_until_stopped(&self) {
+        tracing::error!("the writer panicked; nothing is written until the engine is opened again");
+        let error = Error::Unavailable("the writer panicked, and writes again only after a restart".into());
+        self.core.set_failed(error.clone(), false);
+        loop {
+            // Nobody says so again to a writer that has taken the word to stop already.
+            let next = if self.core.is_closing() { self.messages.try_recv().ok() } else { self.messages.recv().ok() };
+            match next {
+                Some(Message::Run(job)) => job.finish(Some(&error), &self.core.metrics),
+                Some(Message::Stop) => {}
+                None => break,
+            }
+        }
     }
 
     /// Runs a batch that begins with `first`; whether the engine is to stop.
@@ -194,7 +218,17 @@ impl Writer {
         for job in jobs {
             job.finish(None, &self.core.metrics);
         }
+        if housekeeping {
+            // Writing it may take a while, for which neither what was committed nor its answers wait.
+            self.keep_reserve();
+        }
         Ok(())
+    }
+
+    fn keep_reserve(&self) {
+        if let Err(error) = self.core.store.keep_reserve() {
+            tracing::warn!(%error, "no room could be kept back for what sinks acknowledge on a full disk");
+        }
     }
 
     fn commit(
@@ -222,10 +256,10 @@ impl Writer {
                 purged = purged.max(batch.purge_receipts(age.before(RECEIPTS_KEPT), MAX_PURGE)?);
                 purged = purged.max(batch.purge_loads(oldest_minute, MAX_PURGE)?);
                 purged = purged.max(batch.purge_tombstones(moment.now, MAX_PURGE)?);
-                let kept_from = age.before(REMOTE_AGENTS_KEPT);
-                let remote = batch.purge_remote(kept_from, moment.now, next_purged_agent.as_ref(), MAX_PURGE)?;
-                *next_purged_agent = remote.next;
-                forgotten = remote.forgotten;
+                let kept_from = age.before(EXPIRED_AGENTS_KEPT);
+                let expired = batch.purge_expired(kept_from, moment.now, next_purged_agent.as_ref(), MAX_PURGE)?;
+                *next_purged_agent = expired.next;
+                forgotten = expired.forgotten;
             }
             let mut session = Session::new(batch, directory, moment, default_ttl, random);
             for job in jobs.iter_mut() {
@@ -245,9 +279,6 @@ impl Writer {
             let pause = if purged < MAX_PURGE { HOUSEKEEPING_EVERY } else { Duration::ZERO };
             self.next_housekeeping = moment.monotonic + pause;
             self.loads.drop_before_window(&mut self.load_minutes, minute_of(moment.now));
-            if let Err(error) = self.core.store.keep_reserve() {
-                tracing::warn!(%error, "no room could be kept back for what sinks acknowledge on a full disk");
-            }
         }
         Ok(effects)
     }
@@ -283,9 +314,9 @@ impl Writer {
                 Effect::ObservationsMoved => self.observation_seq += 1,
                 Effect::Outcome { agent_id, success } => metrics.outcome_observed(agent_id.as_str(), success),
                 Effect::LoadMoved { provider, capability, at, counts } => {
-                    let minute = minute_of(at);
+                    let (minute, now) = (minute_of(at), minute_of(self.core.clock.now()));
                     if counts {
-                        self.loads.add(&mut self.load_minutes, &provider, &capability, minute, 1);
+                        self.loads.add_from_elsewhere(&mut self.load_minutes, &provider, &capability, minute, now);
                     } else {
                         self.loads.remove(&provider, &capability, minute);
                     }

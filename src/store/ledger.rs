@@ -279,7 +279,8 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// The load of a minute, unless that minute is forgotten, as it is from here on if nobody asks for it any more.
+    /// The load of a minute, unless nobody asks for it any more: then it is forgotten from here on. One that was forgotten
+    /// under a clock that was ahead is counted again once the clock is right, from what is left of it.
     fn count_load(
         &mut self,
         at: Timestamp,
@@ -290,8 +291,6 @@ impl Batch<'_> {
         let minute = minute_of(at);
         if minute < self.load_window_from {
             self.forget_loads_through(minute);
-        }
-        if minute < self.head.totals.loads_from {
             return Ok(());
         }
         let (runs, tallies) = (&self.runs, &self.tallies);
@@ -329,11 +328,9 @@ impl Batch<'_> {
             .collect::<Result<Vec<_>, _>>()?;
         let Some(ParsedTally::Load(last)) = due.last().and_then(|key| Tally::parse(key)) else { return Ok(0) };
         self.changed = true;
-        // One that comes late must not begin a count anew of which the rest is gone. No later minute is given up than one
-        // that had a load: a clock that was wrong once must not stop the counting until it is right.
+        // No later minute is given up than one that had a load: from there on every load is counted, and can be verified.
         self.forget_loads_through(last.minute);
-        let loads_from = self.head.totals.loads_from;
-        self.head.known.loads.retain(|(counted, ..)| *counted >= loads_from);
+        self.head.known.loads.retain(|(counted, ..)| *counted > last.minute);
         for key in &due {
             self.tallies.remove(key.as_slice())?;
         }

@@ -65,18 +65,18 @@ pub use query::{Position, TransactionFilter, TransactionPage};
 pub use records::{
     BalanceSideV1 as BalanceSide, BalanceV1 as Balance, ReceiptV1 as Receipt, StoreAge, TotalsV2 as Totals,
 };
-pub use registry::{Publish, PurgedRemote};
+pub use registry::{Publish, PurgedAgents};
 pub use sinks::Acknowledged;
 pub use snapshot::{ChangedAgent, ChangedState, Load, Snapshot};
 pub use tables::{TxKey, minute_of};
 pub use verify::{VerifyReport, verify};
 
+pub(crate) use self::opening::open_error;
+
 use self::again::WrittenAgain;
 use self::ledger::Known;
 use self::log::LogHead;
-use self::opening::{
-    HeadError, Opened, Purpose, guarded, head_error, initialise, open_database, open_error, open_ours, read_head,
-};
+use self::opening::{HeadError, Opened, Purpose, guarded, head_error, initialise, open_database, open_ours, read_head};
 use self::reserve::Reserve;
 use self::runs::Waiting;
 use self::seal::Seal;

@@ -285,7 +285,7 @@ pub struct TotalsV2 {
     pub revision_floor: u64,
     /// See [`StoreAge`].
     pub age_micros: u64,
-    /// The first minute whose loads are counted; those before it have been forgotten.
+    /// The first minute from which on all loads are counted; those before it may have been forgotten, in part or all.
     pub loads_from: u32,
 }
 record!(TotalsV2, 2, "totals");

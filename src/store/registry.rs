@@ -20,9 +20,9 @@ pub enum Publish {
     No,
 }
 
-/// How far [`Batch::purge_remote`] looked.
+/// How far [`Batch::purge_expired`] looked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PurgedRemote {
+pub struct PurgedAgents {
     /// The agents that were forgotten.
     pub forgotten: Vec<AgentId>,
     /// Where to go on; `None` after the last agent.
@@ -145,14 +145,15 @@ impl Batch<'_> {
         Ok(due.len())
     }
 
-    /// Forgets remote agents that expired before `before`, looking at no more than `limit` agents from `from` on.
-    pub fn purge_remote(
+    /// Forgets agents that expired before `before`, looking at no more than `limit` agents from `from` on. Of a local one
+    /// nobody is told: what others know of it ended with its lease. Whoever has its id next begins anew.
+    pub fn purge_expired(
         &mut self,
         before: StoreAge,
         now: Timestamp,
         from: Option<&AgentId>,
         limit: usize,
-    ) -> Result<PurgedRemote, StoreError> {
+    ) -> Result<PurgedAgents, StoreError> {
         let mut due = Vec::new();
         let mut next = None;
         let from = from.map_or("", AgentId::as_str);
@@ -163,18 +164,22 @@ impl Batch<'_> {
                 break;
             }
             let record: AgentV2 = codec::decode(row.value())?;
-            let old = record.written_at < before;
+            let (old, change_seq) = (record.written_at < before, record.change_seq);
             let agent = record.into_domain()?;
-            if old && agent.expired && !agent.is_local(self.node_id()) && has_passed(agent.version, now) {
-                due.push(agent);
+            if old && agent.expired && has_passed(agent.version, now) {
+                due.push((agent, change_seq));
             }
         }
         self.changed |= !due.is_empty();
-        for agent in &due {
+        for (agent, change_seq) in &due {
+            self.forget_change(*change_seq)?;
+            if agent.is_local(self.node_id()) {
+                self.unfollow(&agent.agent_id)?;
+            }
             self.take_agent(agent)?;
             self.observations.remove(agent.agent_id.as_str())?;
         }
-        Ok(PurgedRemote { forgotten: due.into_iter().map(|agent| agent.agent_id).collect(), next })
+        Ok(PurgedAgents { forgotten: due.into_iter().map(|(agent, _)| agent.agent_id).collect(), next })
     }
 
     fn take_tombstone(&mut self, id: &str) -> Result<Option<TombstoneV2>, StoreError> {
