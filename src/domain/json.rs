@@ -17,6 +17,10 @@ pub const MAX_OBJECT_BYTES: usize = 64 * 1024;
 const MAX_DEPTH: usize = 64;
 /// How many bytes may stand for one: `\u0041` for `A`.
 const LONGEST_ESCAPE: usize = 6;
+/// The most digits after the decimal point of PostgreSQL's `numeric`, which JSONB holds numbers as.
+const MAX_SCALE: i64 = 16_383;
+/// The largest exponent that it reads, whatever stands before it.
+const MAX_EXPONENT: i64 = i32::MAX as i64 / 2 - 1;
 const TOO_DEEP: JsonObjectError = JsonObjectError::Rule("must be nested at most 64 levels deep");
 const TOO_LONG: JsonObjectError = JsonObjectError::Rule("must be at most 64 KiB of JSON");
 
@@ -134,14 +138,36 @@ fn write_canonical(text: &str, depth: usize, out: &mut String) -> Result<(), Jso
             write_string(&value, out)?;
         }
         Some(b'-' | b'0'..=b'9') => {
-            if !text.parse::<f64>().is_ok_and(f64::is_finite) {
-                return Err(JsonObjectError::Rule("must not hold a number beyond a double's range"));
-            }
+            check_number(text)?;
             out.push_str(text);
         }
         _ => out.push_str(text),
     }
     if out.len() > MAX_OBJECT_BYTES { Err(TOO_LONG) } else { Ok(()) }
+}
+
+/// Within a double's range there are far fewer digits before the point than PostgreSQL's `numeric` may have. Those after it
+/// count as they are written, zeros too, as many more as the exponent moves it to the left.
+fn check_number(text: &str) -> Result<(), JsonObjectError> {
+    if !text.parse::<f64>().is_ok_and(f64::is_finite) {
+        return Err(JsonObjectError::Rule("must not hold a number beyond a double's range"));
+    }
+    let (digits, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
+    let written = digits.split_once('.').map_or(0, |(_, fraction)| fraction.len() as i64);
+    let beyond = if exponent.starts_with('-') { i64::MIN } else { i64::MAX };
+    let exponent = exponent.parse().unwrap_or(beyond);
+    if written.saturating_sub(exponent) > MAX_SCALE {
+        return Err(JsonObjectError::Rule(
+            "must not hold a number of more than 16383 digits after the decimal point, which PostgreSQL cannot store",
+        ));
+    }
+    // Only a zero has such a one.
+    if exponent > MAX_EXPONENT {
+        return Err(JsonObjectError::Rule(
+            "must not hold a number with an exponent of more than 1073741822, which PostgreSQL cannot store",
+        ));
+    }
+    Ok(())
 }
 
 fn write_string(value: &str, out: &mut String) -> Result<(), JsonObjectError> {
@@ -228,6 +254,38 @@ mod tests {
     fn refuses_duplicates_at_any_depth() {
         assert_eq!(canonical(r#"{"a":1,"a":2}"#), Err(JsonObjectError::DuplicateKey("a".into())));
         assert_eq!(canonical(r#"{"x":[{"k":1,"\u006b":2}]}"#), Err(JsonObjectError::DuplicateKey("k".into())));
+    }
+
+    /// `sync_postgres` asks PostgreSQL itself about such numbers.
+    #[test]
+    fn refuses_numbers_that_postgresql_could_never_hold() {
+        let number = |number: &str| canonical(&format!(r#"{{"p":[{number}]}}"#));
+        let fraction = |digits: usize| format!("0.{}1", "0".repeat(digits - 1));
+        let (most, more) = (fraction(16_383), fraction(16_384));
+        for text in ["1e-16383", "-1E-16383", "1.5e-16382", "0e-16383", "1e-00016383", "1e308", "0e1073741822", &most] {
+            assert_eq!(number(text), Ok(format!(r#"{{"p":[{text}]}}"#)));
+        }
+        assert!(number(&format!("{more}e+1")).is_ok(), "the exponent moves the point to the right");
+        let zeros = format!("0.{}", "0".repeat(16_384));
+        for text in [
+            "1e-16384",
+            "-1e-16384",
+            "1.5e-16383",
+            "100e-16385",
+            "0e-20000",
+            "-0.0E-16383",
+            "1e-99999999999999999999",
+            &more,
+            &zeros,
+            &format!("{more}0e1"),
+        ] {
+            let Err(JsonObjectError::Rule(rule)) = number(text) else { panic!("{text:.20} was taken") };
+            assert!(rule.contains("more than 16383 digits after the decimal point"), "{text:.20}: {rule}");
+        }
+        for text in ["0e1073741823", "0.0e+1073741823", "0e99999999999999999999"] {
+            let Err(JsonObjectError::Rule(rule)) = number(text) else { panic!("{text} was taken") };
+            assert!(rule.contains("an exponent of more than 1073741822"), "{text}: {rule}");
+        }
     }
 
     #[test]

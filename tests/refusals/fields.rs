@@ -124,7 +124,9 @@ const NOTES: Kind = Kind {
 const OBJECT: Kind = Kind {
     good: "{\"k\":1}",
     wrong: &["\"{}\"", "5", "[]", "true", "{\"k\":1,\"k\":2}", "{\"a\":{\"k\":1,\"k\":2}}"],
-    broken: || vec![format!("{{\"k\":{}}}", quoted("x", 64 * 1_024))],
+    broken: || {
+        [texts(&["{\"k\":1e400}", "{\"k\":1e-16384}"]), vec![format!("{{\"k\":{}}}", quoted("x", 64 * 1_024))]].concat()
+    },
     nullable: false,
 };
 const TRUTH: Kind =

@@ -64,6 +64,39 @@ fn a_batch_makes_exactly_the_rows_that_its_events_amount_to() {
     assert_eq!(server.sql("market", "SELECT last_seq, length(head_hash) FROM marketplace_nodes"), "4|32");
 }
 
+/// What is refused could never be pushed; what is taken always can.
+#[test]
+fn a_context_holds_the_numbers_that_postgresql_can_hold() {
+    let (server, _) = market();
+    let point = |zeros: usize| format!("0.{}", "0".repeat(zeros));
+    let mut numbers: Vec<String> = [
+        "1e308",
+        "0e131072",
+        "0e-20000",
+        "1e-99999999999999999999",
+        "0e99999999999999999999",
+        "0e00000000000000000001",
+    ]
+    .map(String::from)
+    .into();
+    for scale in [16_382, 16_383, 16_384, 16_385] {
+        for digits in ["1", "-1", "0", "1.5", "100", "10.0", "0.0", "-0"] {
+            numbers.push(format!("{digits}e-{scale}"));
+        }
+        numbers.extend([point(scale), point(scale) + "1", point(scale) + "1E+1", point(scale) + "1e-1"]);
+        numbers.push(format!("{}e{}", point(30_000), 30_000 - scale));
+    }
+    for exponent in [1_073_741_822, 1_073_741_823, 2_147_483_648_i64] {
+        numbers.extend([format!("0e{exponent}"), format!("0.0e+{exponent}"), format!("-0e-{exponent}")]);
+    }
+    for number in numbers {
+        let taken = JsonObject::parse(&format!(r#"{{"p":{number}}}"#));
+        let held = server.try_sql("postgres", &format!(r#"SELECT '{{"p":{number}}}'::jsonb IS NOT NULL"#));
+        let (shown, length) = (&number[..number.len().min(30)], number.len());
+        assert_eq!(taken.is_ok(), held.is_ok(), "{shown} ({length} characters): {taken:.80?}, {held:.80?}");
+    }
+}
+
 #[test]
 fn the_same_events_under_another_fence_change_nothing() {
     let (server, url) = market();

@@ -168,7 +168,7 @@ schema! {
     /// Somebody's own JSON object.
     AnyObject = ObjectBuilder::new()
         .schema_type(Type::Object)
-        .description(Some("A JSON object of at most 64 KiB, kept as it is; no key twice in one object."))
+        .description(Some("A JSON object of at most 64 KiB, kept as it is; no key twice in one object, no number beyond a double's range or of more than 16383 digits after the decimal point."))
         .additional_properties(Some(AdditionalProperties::<Schema>::FreeForm(true)))
         .build()
 }
