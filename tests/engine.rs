@@ -11,8 +11,8 @@ use common::clock::ManualClock;
 use common::{agent_id, capability, facts, money, registration, transaction_id};
 use tradepost::domain::ranking::{RankBy, SearchQuery};
 use tradepost::domain::{
-    AgentPatch, AvailabilityStatus, Decision, Delta, NewTransaction, Refusal, ResolutionOutcome, TransactionStatus,
-    Ttl, Weight,
+    AgentPatch, AvailabilityStatus, Decision, Delta, JsonObject, NewTransaction, Refusal, Registration,
+    ResolutionOutcome, TransactionStatus, Ttl, Weight,
 };
 use tradepost::store::verify;
 use tradepost::{
@@ -691,4 +691,41 @@ fn nobody_waits_for_room_that_is_kept_back() {
     std::io::copy(&mut std::fs::File::open(&reserve).unwrap(), &mut std::io::sink()).unwrap();
     waiter.join().unwrap().unwrap();
     assert_eq!(answer, Ok(true), "it was answered when the room was kept back");
+}
+
+/// What an export reads cannot be used again before it ends, so the file grows for as long as nobody reads on.
+#[test]
+fn an_export_that_is_not_read_on_is_broken_off_before_the_file_grows_without_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = Engine::open(Options::new(Location::File(directory.path().join("tradepost.redb")))).unwrap();
+    for _ in 0..3 {
+        engine.record(new("a", "b", "1"), None).wait().unwrap();
+    }
+    let metadata = JsonObject::parse(&format!(r#"{{"x":"{}"}}"#, "x".repeat(60_000))).unwrap();
+    let replace_all = || {
+        let replaced = (0..64).map(|number| {
+            let registration = registration(&format!("agent-{number}"), &["python"]);
+            engine.replace(Registration { metadata: metadata.clone(), ..registration }, Precondition::None)
+        });
+        replaced.collect::<Vec<_>>().into_iter().for_each(|replaced| drop(replaced.wait().unwrap()));
+    };
+    let bytes = || engine.status().unwrap().bytes;
+    replace_all();
+    let before = bytes();
+    let mut export = engine.export(&TransactionFilter::default()).unwrap();
+    let mut next = || export.next_chunk(1).map(|chunk| chunk.map(|chunk| chunk.len()));
+    assert_eq!(next().unwrap(), Some(1));
+    replace_all();
+    assert_eq!(next().unwrap(), Some(1), "a little is written beside any export");
+    for _ in 0..100 {
+        replace_all();
+    }
+    let why = next().expect_err("it holds all that was replaced since");
+    assert!(matches!(&why, Error::Unavailable(why) if why.contains("the export was broken off")), "{why}");
+    let grown = bytes();
+    for _ in 0..100 {
+        replace_all();
+    }
+    assert_eq!(bytes(), grown, "{before} bytes before: what it held is used again");
+    assert_eq!(all(&engine).len(), 3);
 }

@@ -20,7 +20,7 @@ use tradepost::clock::Clock;
 use tradepost::domain::{JsonObject, NewTransaction, Registration, Timestamp, TransactionId, Ttl, Weight};
 use tradepost::engine::{Idempotency, Profile};
 use tradepost::store::verify;
-use tradepost::{Engine, Error, LeaseState, Location, OpenError, Options, Precondition};
+use tradepost::{Engine, Error, LeaseState, Location, OpenError, Options, Precondition, TransactionFilter};
 
 /// A countdown that is none, and one that has ended.
 const NEVER: i64 = -1;
@@ -258,6 +258,7 @@ fn a_full_disk_is_said_to_be_full_while_reads_go_on() {
     let file = FragileFile::create(&path);
     let engine = Engine::open(Options::new(Location::Backend(file.clone()))).unwrap();
     engine.record(new(0), None).wait().unwrap();
+    let mut export = engine.export(&TransactionFilter::default()).unwrap();
     file.set(FULL);
     let mut acknowledged = vec![0];
     let full = (1..2_000).find(|number| match engine.record(new(*number), None).wait() {
@@ -277,6 +278,8 @@ fn a_full_disk_is_said_to_be_full_while_reads_go_on() {
     }
     file.set(SOUND);
     wait_until_ready(&engine);
+    let broken_off = export.next_chunk(1).expect_err("what it held may have been the room that was missing");
+    assert!(broken_off.to_string().contains("the export was broken off: the disk is full"), "{broken_off}");
     for number in acknowledged {
         assert!(engine.transaction(&id(number)).is_ok(), "t{number} was acknowledged");
     }

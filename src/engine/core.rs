@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::directory::Directory;
 use super::error::Error;
+use super::export::Exports;
 use super::lease::Moment;
 use super::loads::Loads;
 use super::replica::{CommitMark, SinkBoard};
@@ -50,6 +51,7 @@ pub struct Core {
     pub rotation: Rotation,
     pub sinks: SinkBoard,
     pub unpublished: Unpublished,
+    pub exports: Exports,
     view: ArcSwap<View>,
     commits: watch::Sender<CommitMark>,
     failed: ArcSwapOption<Failed>,
@@ -66,6 +68,7 @@ impl Core {
             rotation: Rotation::default(),
             sinks: SinkBoard::default(),
             unpublished: Unpublished::default(),
+            exports: Exports::default(),
             view: ArcSwap::default(),
             commits: watch::Sender::default(),
             failed: ArcSwapOption::empty(),

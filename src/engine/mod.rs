@@ -13,6 +13,7 @@ mod cursor;
 mod directory;
 mod discovery;
 mod error;
+mod export;
 mod gauges;
 mod lease;
 mod ledger;
@@ -37,8 +38,9 @@ use redb::StorageBackend;
 pub use self::agents::{Glimpse, LeaseState, Precondition, Profile};
 pub use self::command::{Idempotency, Receipt};
 pub use self::error::Error;
+pub use self::export::Export;
 pub use self::pending::Pending;
-pub use self::queries::{AgentFilter, Export, Page, PageRequest, StoreStatus};
+pub use self::queries::{AgentFilter, Page, PageRequest, StoreStatus};
 pub use self::replica::{Sink, SinkBoard, SinkRequest, SinkState, SinkStatus};
 pub use crate::store::{Balance, BalanceSide, OpenError, TransactionFilter};
 

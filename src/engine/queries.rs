@@ -15,7 +15,7 @@ use crate::domain::ranking::RankBy;
 use crate::domain::{
     Agent, AgentId, AvailabilityStatus, Capability, Currency, Event, NodeId, Refusal, Transaction, TransactionId,
 };
-use crate::store::{Acknowledged, Balance, Position, Snapshot, TransactionFilter};
+use crate::store::{Balance, TransactionFilter};
 
 /// The most entries that are looked at for one page.
 const MAX_READ: usize = 10_000;
@@ -70,36 +70,6 @@ pub struct StoreStatus {
     pub events: u64,
     /// Why writes are refused at present, if they are.
     pub failure: Option<String>,
-}
-
-/// All matching transactions of one snapshot, in chunks.
-pub struct Export {
-    snapshot: Snapshot,
-    acknowledged: Acknowledged,
-    filter: TransactionFilter,
-    next: Next,
-}
-
-enum Next {
-    From(Option<Position>),
-    End,
-}
-
-impl Export {
-    /// The next matches, at most `max` and possibly none; `None` at the end.
-    ///
-    /// # Errors
-    ///
-    /// When the store cannot be read any more; what was exported so far is then not all.
-    pub fn next_chunk(&mut self, max: usize) -> Result<Option<Vec<Transaction>>, Error> {
-        let Next::From(after) = &self.next else { return Ok(None) };
-        let page = self.snapshot.transactions(&self.filter, max, after.as_ref(), self.acknowledged)?;
-        self.next = match page.next {
-            Some(position) => Next::From(Some(position)),
-            None => Next::End,
-        };
-        Ok(Some(page.items))
-    }
 }
 
 impl Engine {
@@ -186,13 +156,6 @@ impl Engine {
     pub fn events(&self, id: &TransactionId) -> Result<Vec<Event>, Error> {
         let found = self.core().store.snapshot()?.events(id)?;
         Ok(found.ok_or_else(|| Refusal::TransactionNotFound(id.clone()))?)
-    }
-
-    /// All matching transactions of one snapshot. It pins that snapshot's pages while it is held.
-    pub fn export(&self, filter: &TransactionFilter) -> Result<Export, Error> {
-        let acknowledged = self.core().view().acknowledged;
-        let snapshot = self.core().store.snapshot()?;
-        Ok(Export { snapshot, acknowledged, filter: filter.clone(), next: Next::From(None) })
     }
 
     /// The store in numbers.

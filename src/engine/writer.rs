@@ -222,6 +222,8 @@ impl Writer {
             // Writing it may take a while, for which neither what was committed nor its answers wait.
             self.keep_reserve();
         }
+        // One call of the system beside the sync of a commit, and only while there is an export.
+        self.core.exports.break_off_slow(|| self.core.store.bytes());
         Ok(())
     }
 
@@ -392,6 +394,10 @@ impl Writer {
         loop {
             if matches!(cause, StoreError::NoSpace(_)) {
                 self.settling_put_off_until = self.core.clock.monotonic() + SETTLING_PUT_OFF;
+                // Later ones began on the full disk, where what they hold is all that there is to be read.
+                if condition == Condition::Latched {
+                    self.core.exports.break_off_on_full_disk();
+                }
             }
             self.core.set_failed(Error::from(cause.clone()), condition == Condition::OnReserve);
             let began = self.core.clock.monotonic();
