@@ -90,8 +90,18 @@ fn is_of_the_entry(code: &str, text: &str) -> bool {
 
 fn class_of(code: &str, text: &str) -> FailureClass {
     let says = |word: &str| code == word || text.contains(word);
-    const NEEDS_SOMEBODY: [&str; 8] =
-        ["WRONGPASS", "NOAUTH", "NOPERM", "OOM", "MISCONF", "WRONGTYPE", "unknown command", "invalid DB index"];
+    const NEEDS_SOMEBODY: [&str; 9] = [
+        "WRONGPASS",
+        "NOAUTH",
+        "NOPERM",
+        // Of a command within a script.
+        "executing the script can't run this command",
+        "OOM",
+        "MISCONF",
+        "WRONGTYPE",
+        "unknown command",
+        "invalid DB index",
+    ];
     const AGAIN: [&str; 7] =
         ["LOADING", "BUSY", "TRYAGAIN", "MASTERDOWN", "NOREPLICAS", "max number of clients", "UNBLOCKED"];
     if says("READONLY") {
@@ -117,6 +127,10 @@ mod tests {
         for (text, class) in [
             ("WRONGPASS invalid username-password pair or user is disabled.", FailureClass::Misconfigured),
             ("NOPERM this user has no permissions to run the 'xadd' command", FailureClass::Misconfigured),
+            (
+                "ERR The user executing the script can't run this command or subcommand script: 1, on @user_script:23.",
+                FailureClass::Misconfigured,
+            ),
             ("OOM command not allowed when used memory > 'maxmemory'.", FailureClass::Misconfigured),
             (
                 "ERR Error running script (call to f_1): @user_script:1: -OOM command not allowed when used memory",
