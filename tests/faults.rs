@@ -169,7 +169,9 @@ impl StorageBackend for FragileFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.step()?;
-        while self.fault.load(Ordering::SeqCst) == SYNC_HANGS {
+        let began = Instant::now();
+        // Not for ever, or a test that fails meanwhile would never end.
+        while self.fault.load(Ordering::SeqCst) == SYNC_HANGS && began.elapsed() < Duration::from_secs(30) {
             self.hanging.store(true, Ordering::SeqCst);
             thread::sleep(Duration::from_millis(1));
         }

@@ -29,12 +29,6 @@ fn open_files(sidecar: &Sidecar) -> usize {
 }
 
 /// The most that it ever held.
-fn peak_mib(sidecar: &Sidecar) -> usize {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", raw_pid(sidecar.pid()))).expect("it runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("it is told");
-    line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") / 1024
-}
-
 /// All that comes until the server closes.
 fn read_to_end(mut stream: TcpStream) -> String {
     let mut answer = Vec::new();
@@ -387,7 +381,7 @@ fn clients_that_never_read_cost_little_and_are_let_go() {
     for stream in &greedy {
         assert!(stream.peek(&mut [0]).is_ok_and(|came| came == 1), "each has begun to be answered");
     }
-    assert!(peak_mib(&sidecar) < 400, "{} MiB", peak_mib(&sidecar));
+    assert!(sidecar.peak_mib() < 400, "{} MiB", sidecar.peak_mib());
     wait_for("them to be let go", || (open_files(&sidecar) <= before + 2).then_some(()));
     drop(greedy);
     sidecar.stop();

@@ -502,6 +502,10 @@ fn who_comes_back_is_told_of_as_alive() {
     registered.into_iter().for_each(|pending| drop(pending.wait().unwrap()));
     for round in 0..5 {
         node.clock.advance(2 * Duration::from_secs(60));
+        // The writer ends leases between commands.
+        while !ids.iter().all(|id| node.engine.agent(id).unwrap().agent.expired) {
+            node.engine.observe_outcome(ids[0].clone(), true, Weight::default(), None).wait().unwrap();
+        }
         let commits = node.engine.commits();
         let mut told = commits.borrow().change_seq;
         std::thread::scope(|scope| {

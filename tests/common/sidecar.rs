@@ -295,6 +295,14 @@ impl Sidecar {
         Pid::from_child(self.child.as_ref().expect("it has not been waited for"))
     }
 
+    /// The most memory that it has held so far.
+    pub fn peak_mib(&self) -> usize {
+        let pid = self.pid().as_raw_nonzero();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("it is told");
+        line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") / 1024
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill_process(self.pid(), signal).expect("it is our own child");
     }

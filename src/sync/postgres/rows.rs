@@ -139,15 +139,22 @@ pub struct UnreadableRow {
     pub reason: String,
 }
 
-/// Locks the transactions that are there, in the order of their ids, and reads them.
+/// The longest context that is read of a row, in characters: JSONB writes a space behind each comma and colon, so none that
+/// we could hold is longer. A number of a few characters may be as many thousand digits there.
+const LONGEST_CONTEXT: i32 = 128 * 1024;
+
+/// Locks the transactions that are there, in the order of their ids, and reads them. A context is read only where no event
+/// tells it.
 pub async fn lock(session: &Session, ids: &[&str]) -> Result<Vec<Result<CentralRow, UnreadableRow>>, Trouble> {
     let rows = session
         .query(
             "SELECT transaction_id, created_at, payer_agent, provider_agent, capability, amount::text, currency, status,
-                    context::text, evidence::text
-               FROM marketplace_transactions WHERE transaction_id = ANY($1)
-              ORDER BY transaction_id COLLATE \"C\" FOR UPDATE",
-            &[(&ids, Type::TEXT_ARRAY)],
+                    CASE WHEN NOT EXISTS (SELECT FROM marketplace_transaction_events e
+                                           WHERE e.transaction_id = t.transaction_id AND e.kind = 'recorded')
+                              AND length(context::text) <= $2 THEN context::text END, evidence::text
+               FROM marketplace_transactions t WHERE transaction_id = ANY($1)
+              ORDER BY transaction_id COLLATE \"C\" FOR UPDATE OF t",
+            &[(&ids, Type::TEXT_ARRAY), (&LONGEST_CONTEXT, Type::INT4)],
         )
         .await?;
     let read = |row: &Row| {
