@@ -6,7 +6,7 @@
 use std::fs::{self, Permissions};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,6 +28,7 @@ use crate::engine::{Engine, Location, OpenError, Options};
 use crate::exporter::{self, ExporterOptions};
 use crate::http::{self, Api, Limits, Listener, ServerInfo};
 use crate::metrics::Metrics;
+use crate::store::FileId;
 use crate::sync::{self, CurrentUrl, SyncOptions};
 use crate::tls::server::CurrentTls;
 
@@ -330,7 +331,7 @@ fn leave_if_stuck() {
 struct SocketFile {
     path: PathBuf,
     /// Which one it is, whatever lies under its name by then.
-    id: (u64, u64),
+    id: FileId,
 }
 
 /// Binds with mode 0600. A socket that nobody answers on is a leftover and replaced; anything else is left alone.
@@ -356,9 +357,9 @@ fn bind_socket(path: &Path) -> Result<(UnixListener, SocketFile), ServeError> {
     Ok((listener, file))
 }
 
-/// Device and inode of whatever has this name.
-fn id_of(path: &Path) -> io::Result<(u64, u64)> {
-    fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
+/// Whatever has this name.
+fn id_of(path: &Path) -> io::Result<FileId> {
+    fs::symlink_metadata(path).map(|metadata| FileId::of(&metadata))
 }
 
 impl Drop for SocketFile {

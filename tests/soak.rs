@@ -16,6 +16,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
 
+use common::Stops;
 use common::central::{Central, wait_until_central};
 use common::http::{Client, Request};
 use common::sidecar::{Home, Sidecar, wait_for};
@@ -143,15 +144,6 @@ fn flap(central: &mut Central, is_done: &AtomicBool) -> usize {
     times
 }
 
-/// Ends the clients and the coming and going, also where what is held could not be looked at.
-struct Stops<'a>(&'a AtomicBool);
-
-impl Drop for Stops<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 #[test]
 fn what_a_sidecar_holds_stays_what_it_was_while_central_systems_come_and_go() {
     let given = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
@@ -175,6 +167,7 @@ fn what_a_sidecar_holds_stays_what_it_was_while_central_systems_come_and_go() {
         (AtomicBool::new(false), AtomicU64::new(0), Mutex::new((Duration::ZERO, String::new())), AtomicU64::new(0));
     let (file, mut held_then, mut export) = (home.file(), Vec::new(), Duration::ZERO);
     let flaps = thread::scope(|scope| {
+        // Also where what is held could not be looked at.
         let stops = Stops(&is_done);
         let flapping = scope.spawn(|| flap(&mut central, &is_done));
         for worker in 0..CLIENTS {

@@ -442,15 +442,21 @@ fn what_ended_here_unseen_shows_what_it_says_of_itself_when_it_comes_back() {
     });
 }
 
-#[test]
-fn what_was_observed_is_told_again_to_a_redis_that_went_back() {
-    let server = RedisServer::start();
+/// Two nodes: an agent's own, and one that has observed one outcome of it, which Redis and the first have taken in.
+fn owner_and_observer(server: &RedisServer) -> (Node, Node) {
     let (a, b) = (Node::start(&server.url()), Node::start(&server.url()));
     a.register("thon", 3_600);
     wait("the agent at B", || discovers(&b, "thon"));
     b.observe("thon", true);
     wait("the first outcome at its owner", || a.counts("thon") == Some((1, 1, 0)));
     b.settled();
+    (a, b)
+}
+
+#[test]
+fn what_was_observed_is_told_again_to_a_redis_that_went_back() {
+    let server = RedisServer::start();
+    let (a, b) = owner_and_observer(&server);
     let key = "tradepost:outcomes:thon";
     let (observer, before): (String, String) = {
         let fields: Vec<String> = server.command(&["HGETALL", key]);
@@ -473,12 +479,7 @@ fn what_was_observed_is_told_again_to_a_redis_that_went_back() {
 #[test]
 fn a_correction_is_told_again_to_a_redis_that_went_back() {
     let server = RedisServer::start();
-    let (a, b) = (Node::start(&server.url()), Node::start(&server.url()));
-    a.register("thon", 3_600);
-    wait("the agent at B", || discovers(&b, "thon"));
-    b.observe("thon", true);
-    wait("the first outcome at its owner", || a.counts("thon") == Some((1, 1, 0)));
-    b.settled();
+    let (a, b) = owner_and_observer(&server);
     let key = "tradepost:outcomes:thon";
     let before: Vec<String> = server.command(&["HGETALL", key]);
     let score = |node: &Node| node.profile("thon").map(|profile| profile.agent.reputation.shown_score());

@@ -66,6 +66,7 @@ pub use records::{
     BalanceSideV1 as BalanceSide, BalanceV1 as Balance, ReceiptV1 as Receipt, StoreAge, TotalsV2 as Totals,
 };
 pub use registry::{Publish, PurgedAgents};
+pub use seal::FileId;
 pub use sinks::Acknowledged;
 pub use snapshot::{ChangedAgent, ChangedState, Load, Snapshot};
 pub use tables::{TxKey, minute_of};

@@ -15,10 +15,21 @@ pub mod routes;
 pub mod sidecar;
 pub mod trials;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use tradepost::domain::{
     AgentId, AvailabilityStatus, Capabilities, Capability, Capacity, Currency, Facts, JsonObject, Money, Registration,
     TransactionId,
 };
+
+/// Tells other threads to stop when it goes, also in a panic: whoever waits for them would wait for ever.
+pub struct Stops<'a>(pub &'a AtomicBool);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
 
 pub fn agent_id(id: &str) -> AgentId {
     AgentId::parse("agent_id", id).expect("a test's own agent id")

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 
+use super::common::Stops;
 use super::common::trials::Trials;
 use super::fault::Fault;
 use super::market::Market;
@@ -179,13 +180,4 @@ fn trial(market: &mut Market, fault: Fault, random: &mut StdRng) -> Result<Durat
     end(market);
     let healed = market.heals();
     shown.and(healed)
-}
-
-/// Ends the traders, also where the fault panics.
-struct Stops<'a>(&'a AtomicBool);
-
-impl Drop for Stops<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
 }

@@ -105,13 +105,8 @@ impl Engine {
         let told =
             changes.into_iter().filter(is_published).map(|ChangedAgent { change_seq, agent_id, state }| match state {
                 ChangedState::Registered(agent) => {
-                    let lease = view.directory.get(&agent_id).map(|entry| &entry.lease);
-                    let remaining = match lease {
-                        _ if agent.expired => Duration::ZERO,
-                        Some(lease) => lease.remaining(monotonic, true),
-                        // Committed a moment ago and not published yet: its lease has just begun.
-                        None => agent.ttl.duration(),
-                    };
+                    let lease = view.directory.get(&agent_id).map(|entry| &entry.lease).filter(|_| !agent.expired);
+                    let remaining = lease.map_or(Duration::ZERO, |lease| lease.remaining(monotonic, true));
                     AgentChange::Put { change_seq, agent, remaining }
                 }
                 ChangedState::Deleted { version, keep } => AgentChange::Removed { change_seq, agent_id, version, keep },
