@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -17,10 +18,13 @@ use futures_util::FutureExt;
 use redb::StorageBackend;
 use redb::backends::FileBackend;
 use tradepost::clock::Clock;
-use tradepost::domain::{JsonObject, NewTransaction, Registration, Timestamp, TransactionId, Ttl, Weight};
+use tradepost::domain::ranking::RankBy;
+use tradepost::domain::{JsonObject, NewTransaction, Refusal, Registration, Timestamp, TransactionId, Ttl};
 use tradepost::engine::{Idempotency, Profile};
 use tradepost::store::verify;
-use tradepost::{Engine, Error, LeaseState, Location, OpenError, Options, Precondition, TransactionFilter};
+use tradepost::{
+    AgentFilter, Engine, Error, LeaseState, Location, OpenError, Options, PageRequest, Precondition, TransactionFilter,
+};
 
 /// A countdown that is none, and one that has ended.
 const NEVER: i64 = -1;
@@ -31,6 +35,8 @@ const SYNC_FAILS: u8 = 1;
 const FULL: u8 = 2;
 /// Syncs wait until the fault is another one.
 const SYNC_HANGS: u8 = 3;
+/// The same for what makes the file longer.
+const GROWTH_HANGS: u8 = 4;
 
 const TELLS_TIME: u8 = 0;
 /// The writer panics when it asks for the time, as it does between commands, commits and answers.
@@ -88,8 +94,10 @@ struct FragileFile {
     countdown: AtomicI64,
     /// Whether all that come after it fail as well.
     fails_for_good: AtomicBool,
-    /// Whether a sync has begun to wait.
+    /// Whether a sync, or whatever is to hang, has begun to wait.
     hanging: AtomicBool,
+    /// Whether it has waited for so long that it does no more.
+    gave_up: AtomicBool,
     /// Whether a sync has ended well.
     has_synced: AtomicBool,
     /// How much there is room for between two syncs, and how much of that is taken.
@@ -104,8 +112,8 @@ impl FragileFile {
         let (fault, countdown) = (AtomicU8::new(SOUND), AtomicI64::new(NEVER));
         let (fails_for_good, hanging) = (AtomicBool::new(false), AtomicBool::new(false));
         let (commit_bytes, written) = (AtomicI64::new(i64::MAX), AtomicI64::new(0));
-        let has_synced = AtomicBool::new(false);
-        Arc::new(Self { file, fault, countdown, fails_for_good, hanging, has_synced, commit_bytes, written })
+        let (has_synced, gave_up) = (AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Self { file, fault, countdown, fails_for_good, hanging, gave_up, has_synced, commit_bytes, written })
     }
 
     fn set(&self, fault: u8) {
@@ -141,6 +149,18 @@ impl FragileFile {
         }
     }
 
+    /// Waits while the fault is this one; not for ever, or a test that fails meanwhile would never end.
+    fn hang_while(&self, fault: u8) {
+        let began = Instant::now();
+        while self.fault.load(Ordering::SeqCst) == fault {
+            if self.gave_up.load(Ordering::SeqCst) || began.elapsed() > Duration::from_secs(30) {
+                return self.gave_up.store(true, Ordering::SeqCst);
+            }
+            self.hanging.store(true, Ordering::SeqCst);
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     fn room(&self) -> io::Result<()> {
         match self.fault.load(Ordering::SeqCst) {
             FULL => Err(io::ErrorKind::StorageFull.into()),
@@ -163,18 +183,14 @@ impl StorageBackend for FragileFile {
         self.step()?;
         if len > self.file.len()? {
             self.room()?;
+            self.hang_while(GROWTH_HANGS);
         }
         self.file.set_len(len)
     }
 
     fn sync_data(&self) -> io::Result<()> {
         self.step()?;
-        let began = Instant::now();
-        // Not for ever, or a test that fails meanwhile would never end.
-        while self.fault.load(Ordering::SeqCst) == SYNC_HANGS && began.elapsed() < Duration::from_secs(30) {
-            self.hanging.store(true, Ordering::SeqCst);
-            thread::sleep(Duration::from_millis(1));
-        }
+        self.hang_while(SYNC_HANGS);
         match self.fault.load(Ordering::SeqCst) {
             SYNC_FAILS => Err(io::Error::other("injected")),
             _ => {
@@ -207,6 +223,12 @@ fn new(number: usize) -> NewTransaction {
 
 fn id(number: usize) -> TransactionId {
     transaction_id(&format!("t{number}"))
+}
+
+const PAGE: PageRequest<'_> = PageRequest { limit: 10, cursor: None };
+
+fn all_agents() -> AgentFilter {
+    AgentFilter { capability: None, availability: None, sort_by: RankBy::AgentId, include_expired: true }
 }
 
 fn wait_until(what: &str, is_true: impl Fn() -> bool) {
@@ -396,30 +418,82 @@ fn where_there_is_no_room_to_put_much_in_place_more_of_it_waits() {
     assert_clean(&path);
 }
 
-/// While a change is on its way to the disk, nobody can tell when the store begins to show it; so from then on until the
-/// directory shows it too, an agent is looked up in the store: whoever saw the change is not shown what was before it.
+/// redb grows its file under a lock that whoever begins to read waits for: nobody but the writer does.
 #[test]
-fn while_an_agent_is_written_it_is_looked_up_in_the_store() {
+fn while_the_file_grows_for_long_nobody_waits_to_read() {
     let directory = tempfile::tempdir().unwrap();
     let file = FragileFile::create(&directory.path().join("f.redb"));
     let engine = Engine::open(Options::new(Location::Backend(file.clone()))).unwrap();
-    let names: Vec<_> = (0..20).map(|number| format!("agent-{number}")).collect();
-    for name in &names {
-        engine.register(registration(name, &[]), None).wait().unwrap();
-    }
-    let glimpsed = || names.iter().filter(|name| engine.glimpse(&agent_id(name)).is_some()).count();
-    assert_eq!(glimpsed(), names.len());
-    file.set(SYNC_HANGS);
-    let pending = engine.observe_outcome(agent_id(&names[0]), true, Weight::default(), None);
+    engine.register(registration("a", &["sql"]), None).wait().unwrap();
+    engine.record(new(0), None).wait().unwrap();
+    file.set(GROWTH_HANGS);
+    let pending = engine.record_batch((1..1_000).map(new).collect());
     file.wait_until_it_hangs();
-    assert!(engine.glimpse(&agent_id(&names[0])).is_none());
-    assert!(glimpsed() > names.len() / 2, "the others have nothing to do with it");
+    let (sql, a) = (capability("sql"), agent_id("a"));
+    engine.ready().unwrap();
+    engine.status().unwrap();
+    assert_eq!(engine.agent(&a).unwrap().lease, LeaseState::Live);
+    assert!(engine.least_loaded(&sql).unwrap().is_some());
+    assert_eq!(engine.agents(&all_agents(), PAGE).unwrap().items.len(), 1);
+    assert!(engine.transaction(&id(0)).is_ok());
+    assert_eq!(engine.transactions(&TransactionFilter::default(), PAGE).unwrap().items.len(), 1);
+    assert_eq!(engine.events(&id(0)).unwrap().len(), 1);
+    assert_eq!(engine.balance(&a).unwrap().len(), 1);
+    let mut export = engine.export(&TransactionFilter::default()).unwrap();
+    assert_eq!(export.next_chunk(10).unwrap().map(|chunk| chunk.len()), Some(1));
+    assert_eq!(engine.log_after(0, 10, usize::MAX).unwrap().len(), 1);
+    assert_eq!(engine.changes_after(0, 10).unwrap().len(), 1);
+    engine.postgres_state().unwrap();
+    engine.redis_state().unwrap();
+    assert!(!file.gave_up.load(Ordering::SeqCst), "somebody waited until the file had grown");
     file.set(SOUND);
-    pending.wait().unwrap();
-    assert_eq!(glimpsed(), names.len());
+    assert_eq!(pending.wait().unwrap().len(), 999);
 }
 
-/// A heartbeat comes while a commit takes long that registers its agent, or replaces its lease.
+/// A commit shows everywhere at once, however long it takes from the disk until it is published.
+#[test]
+fn until_a_commit_is_published_everything_shows_what_was_before_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = FragileFile::create(&directory.path().join("f.redb"));
+    let clock = FragileClock::of(&file);
+    let options = Options { clock: clock.clone(), ..Options::new(Location::Backend(file.clone())) };
+    let engine = Engine::open(options).unwrap();
+    let (sql, deleted, other) = (capability("sql"), agent_id("a"), agent_id("b"));
+    for id in [&deleted, &other] {
+        engine.register(registration(id.as_str(), &["sql"]), None).wait().unwrap();
+    }
+    let shown = || {
+        let id_of = |profile: Profile| profile.agent.agent_id.to_string();
+        let ids = |profiles: Vec<Profile>| profiles.into_iter().map(id_of).collect::<Vec<_>>();
+        [
+            ids(engine.agents(&all_agents(), PAGE).unwrap().items),
+            ids(engine.recommend(&sql, 10, true).unwrap()),
+            ids([&deleted, &other].into_iter().filter_map(|id| engine.agent(id).ok()).collect()),
+            ids(engine.least_loaded(&sql).unwrap().into_iter().collect()),
+            // Of so many draws each agent has one.
+            ids((0..100).filter_map(|_| engine.random(Some(&sql)).unwrap()).collect::<Vec<_>>())
+                .into_iter()
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect(),
+            [&deleted, &other].into_iter().filter(|id| engine.glimpse(id).is_some()).map(ToString::to_string).collect(),
+            (0..engine.status().unwrap().agents).map(|_| "an agent".to_owned()).collect(),
+        ]
+    };
+    let before = shown();
+    clock.set(HOLDS_BEHIND_SYNC);
+    let pending = engine.unregister(deleted.clone(), Precondition::None);
+    wait_until("it was not written", || file.has_synced.load(Ordering::SeqCst));
+    let meanwhile = shown();
+    clock.set(TELLS_TIME);
+    pending.wait().unwrap();
+    assert_eq!(before, meanwhile);
+    let after = shown();
+    assert_eq!(after.clone().map(|list| list.len()), [1; 7], "{after:?}");
+}
+
+/// A heartbeat comes while a commit takes long that replaces its agent's lease. Before the commit that registers it there is
+/// no such agent to anybody.
 #[test]
 fn no_heartbeat_is_lost_on_an_agent_that_is_being_written() {
     let directory = tempfile::tempdir().unwrap();
@@ -427,20 +501,22 @@ fn no_heartbeat_is_lost_on_an_agent_that_is_being_written() {
     let ttl = Some(Ttl::parse(60).unwrap());
     let write = |name: &str| engine.replace(Registration { ttl, ..registration(name, &[]) }, Precondition::None);
     write("old").wait().unwrap();
-    for name in ["new", "old"] {
-        file.hanging.store(false, Ordering::SeqCst);
-        file.set(SYNC_HANGS);
-        let written = write(name);
-        file.wait_until_it_hangs();
-        clock.advance(Duration::from_secs(50));
-        let heartbeat = engine.heartbeat(&agent_id(name));
-        file.set(SOUND);
-        written.wait().unwrap();
-        let expires_at = heartbeat.wait().unwrap();
-        clock.advance(Duration::from_secs(20));
-        let profile = engine.agent(&agent_id(name)).unwrap();
-        assert_eq!((profile.lease, profile.expires_at), (LeaseState::Live, expires_at), "{name}");
+    file.set(SYNC_HANGS);
+    let written = [write("old"), write("new")];
+    file.wait_until_it_hangs();
+    clock.advance(Duration::from_secs(50));
+    let heartbeat = engine.heartbeat(&agent_id("old"));
+    assert!(engine.agent(&agent_id("new")).is_err());
+    assert!(matches!(engine.heartbeat(&agent_id("new")).wait(), Err(Error::Refused(Refusal::AgentNotFound(_)))));
+    file.set(SOUND);
+    for pending in written {
+        pending.wait().unwrap();
     }
+    let expires_at = heartbeat.wait().unwrap();
+    clock.advance(Duration::from_secs(20));
+    let profile = engine.agent(&agent_id("old")).unwrap();
+    assert_eq!((profile.lease, profile.expires_at), (LeaseState::Live, expires_at));
+    engine.heartbeat(&agent_id("new")).wait().unwrap();
 }
 
 /// A panic where none was thought of ends the writer, but not unseen: whoever asks is told, and reads go on.
@@ -471,34 +547,6 @@ fn a_writer_that_panicked_is_seen_to_have_failed_and_can_be_closed() {
     assert!(matches!(engine.transaction(&id(0)), Err(Error::Unavailable(_))));
     drop((engine, clock, file));
     assert_clean(&path);
-}
-
-/// The store shows a deletion before the directory does: whoever is picked then is gone, but others are not.
-#[test]
-fn while_an_agent_is_deleted_another_one_is_picked() {
-    let directory = tempfile::tempdir().unwrap();
-    let file = FragileFile::create(&directory.path().join("f.redb"));
-    let clock = FragileClock::of(&file);
-    let options = Options { clock: clock.clone(), ..Options::new(Location::Backend(file.clone())) };
-    let engine = Engine::open(options).unwrap();
-    let (sql, deleted, other) = (capability("sql"), agent_id("a"), agent_id("b"));
-    for id in [&deleted, &other] {
-        engine.register(registration(id.as_str(), &["sql"]), None).wait().unwrap();
-    }
-    clock.set(HOLDS_BEHIND_SYNC);
-    let pending = engine.unregister(deleted.clone(), Precondition::None);
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while engine.agent(&deleted).is_ok() {
-        assert!(Instant::now() < deadline, "it was not deleted");
-        thread::sleep(Duration::from_millis(1));
-    }
-    let id_of = |picked: Option<Profile>| picked.map(|profile| profile.agent.agent_id);
-    let least_loaded = id_of(engine.least_loaded(&sql).unwrap());
-    let drawn: Vec<_> = (0..50).map(|_| id_of(engine.random(Some(&sql)).unwrap())).collect();
-    clock.set(TELLS_TIME);
-    pending.wait().unwrap();
-    assert_eq!(least_loaded.as_ref(), Some(&other));
-    assert!(drawn.iter().all(|id| id.as_ref() == Some(&other)), "{drawn:?}");
 }
 
 /// Which of the two it is decides what an operator does: look at the disk, or put a copy in the place of the file.
@@ -540,7 +588,6 @@ fn what_waits_when_an_engine_on_a_bad_disk_is_closed_is_answered_with_the_cause(
         let engine = engine.clone();
         move || engine.close()
     });
-    // Reads may wait for the sync: redb grows its file under a lock.
     wait_until("it did not begin to close", || engine.record(new(4), None).now_or_never().is_some());
     file.set(SYNC_FAILS);
     for pending in [failing].into_iter().chain(waiting) {

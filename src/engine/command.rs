@@ -107,17 +107,6 @@ pub enum Effect {
     },
 }
 
-impl Effect {
-    /// The agent of which the directory shows something else afterwards, if there is one.
-    pub fn agent_that_changes(&self) -> Option<&AgentId> {
-        match self {
-            Self::Put(entry) => Some(&entry.standing.agent_id),
-            Self::Remove(id) => Some(id),
-            _ => None,
-        }
-    }
-}
-
 /// What commands of one batch work with.
 pub struct Session<'a, 't> {
     /// The write transaction.

@@ -6,22 +6,26 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 use tokio::sync::watch;
 
-use super::directory::Directory;
+use super::directory::{Directory, Entry};
 use super::error::Error;
 use super::export::Exports;
 use super::lease::Moment;
 use super::loads::Loads;
 use super::replica::{CommitMark, SinkBoard};
 use super::rotation::Rotation;
-use super::unpublished::Unpublished;
 use crate::clock::Clock;
-use crate::domain::{LogPosition, Ttl};
+use crate::domain::{Agent, LogPosition, Ttl};
 use crate::metrics::Metrics;
-use crate::store::{Acknowledged, Store, Totals};
+use crate::store::{Acknowledged, Snapshot, Store, StoreError, Totals};
 
-/// What is derived from the store, as of the last commit.
-#[derive(Debug, Clone, Default)]
+/// One state of the store, that of the last commit, with what is derived from it.
+///
+/// Whoever reads in it waits for nothing: a read that begins in redb while the file grows waits until that is on the disk.
+/// So the writer begins one after each commit, for everybody.
+#[derive(Clone)]
 pub struct View {
+    /// The store as it was; or why there is nothing to be read at present.
+    pub snapshot: Result<Arc<Snapshot>, StoreError>,
     /// Every agent.
     pub directory: Directory,
     /// How much work each provider was given lately.
@@ -32,6 +36,32 @@ pub struct View {
     pub log: LogPosition,
     /// What PostgreSQL has acknowledged of the ledger.
     pub acknowledged: Acknowledged,
+}
+
+impl Default for View {
+    fn default() -> Self {
+        Self {
+            snapshot: Err(StoreError::Closed),
+            directory: Directory::default(),
+            loads: Loads::default(),
+            totals: Totals::default(),
+            log: LogPosition::default(),
+            acknowledged: Acknowledged::default(),
+        }
+    }
+}
+
+impl View {
+    /// The store as it was.
+    pub fn snapshot(&self) -> Result<&Arc<Snapshot>, StoreError> {
+        self.snapshot.as_ref().map_err(Clone::clone)
+    }
+
+    /// All of an agent that the directory lists.
+    pub fn agent(&self, entry: &Entry) -> Result<Agent, StoreError> {
+        let id = &entry.standing.agent_id;
+        self.snapshot()?.agent(id)?.ok_or_else(|| StoreError::Damaged(format!("agent {id} is listed but not there")))
+    }
 }
 
 /// Why writes are refused.
@@ -50,7 +80,6 @@ pub struct Core {
     pub default_ttl: Ttl,
     pub rotation: Rotation,
     pub sinks: SinkBoard,
-    pub unpublished: Unpublished,
     pub exports: Exports,
     view: ArcSwap<View>,
     commits: watch::Sender<CommitMark>,
@@ -67,7 +96,6 @@ impl Core {
             default_ttl,
             rotation: Rotation::default(),
             sinks: SinkBoard::default(),
-            unpublished: Unpublished::default(),
             exports: Exports::default(),
             view: ArcSwap::default(),
             commits: watch::Sender::default(),
@@ -86,10 +114,21 @@ impl Core {
         self.view.load()
     }
 
+    /// The store as of the last commit.
+    pub fn snapshot(&self) -> Result<Arc<Snapshot>, StoreError> {
+        self.view().snapshot().cloned()
+    }
+
+    /// Lets go of the store's last state, which keeps what it was read from in memory: nothing can be read until there is
+    /// another view.
+    pub fn withdraw_snapshot(&self) {
+        let view = View { snapshot: Err(StoreError::Closed), ..View::clone(&self.view()) };
+        self.view.store(Arc::new(view));
+    }
+
     /// Puts a new view in the place of the last, and says how far the store has come.
     pub fn publish(&self, view: View, mark: CommitMark) {
         self.view.store(Arc::new(view));
-        self.unpublished.clear();
         self.commits.send_if_modified(|last| std::mem::replace(last, mark) != mark);
     }
 
@@ -140,6 +179,7 @@ impl Core {
     /// Closes the store for good.
     pub fn close(&self) {
         self.begin_closing();
+        self.withdraw_snapshot();
         self.store.close();
     }
 }

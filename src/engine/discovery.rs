@@ -1,6 +1,5 @@
 //! Finding a provider: search, recommend, least loaded, random. Live agents only.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,11 +7,10 @@ use rand::RngExt;
 
 use super::Engine;
 use super::agents::Profile;
-use super::core::View;
 use super::directory::{Entry, merged};
 use super::error::Error;
 use crate::domain::ranking::{RankBy, SearchQuery};
-use crate::domain::{AgentId, AvailabilityStatus, Capability};
+use crate::domain::{AvailabilityStatus, Capability};
 use crate::store::minute_of;
 
 /// How many draws are made before looking through all of them.
@@ -64,11 +62,10 @@ impl Engine {
         let view = self.core().view();
         let Some(ranks) = view.directory.live().ranks(Some(capability)) else { return Ok(None) };
         let minute = minute_of(moment.now);
-        let least_of = |wanted: AvailabilityStatus, gone: &HashSet<&AgentId>| {
+        let least_of = |wanted: AvailabilityStatus| {
             let mut best: Option<(u64, &Arc<Entry>)> = None;
             for entry in ranks.iter(RankBy::Cost, None) {
-                let is_wanted = entry.standing.availability == wanted && is_live(entry, moment.monotonic);
-                if !is_wanted || gone.contains(&entry.standing.agent_id) {
+                if entry.standing.availability != wanted || !is_live(entry, moment.monotonic) {
                     continue;
                 }
                 let load = view.loads.count(&entry.standing.agent_id, capability, minute);
@@ -82,9 +79,8 @@ impl Engine {
             }
             best.map(|(_, entry)| entry)
         };
-        self.first_stored(&view, |gone| {
-            [AvailabilityStatus::Online, AvailabilityStatus::Busy].into_iter().find_map(|wanted| least_of(wanted, gone))
-        })
+        let picked = [AvailabilityStatus::Online, AvailabilityStatus::Busy].into_iter().find_map(least_of);
+        Ok(self.profiles(picked.as_slice(), &view)?.pop())
     }
 
     /// Any online or busy agent, each with the same chance.
@@ -92,40 +88,21 @@ impl Engine {
         let monotonic = self.core().clock.monotonic();
         let view = self.core().view();
         let Some(ranks) = view.directory.live().ranks(capability) else { return Ok(None) };
-        let candidate = |entry: &Entry, gone: &HashSet<&AgentId>| {
+        let candidate = |entry: &&Arc<Entry>| {
             let takes_work =
                 matches!(entry.standing.availability, AvailabilityStatus::Online | AvailabilityStatus::Busy);
-            takes_work && is_live(entry, monotonic) && !gone.contains(&entry.standing.agent_id)
+            takes_work && is_live(entry, monotonic)
         };
         let count = usize::try_from(ranks.len()).unwrap_or(usize::MAX);
         if count == 0 {
             return Ok(None);
         }
         let mut random = rand::rng();
-        self.first_stored(&view, |gone| {
-            let candidate = |entry: &&Arc<Entry>| candidate(entry, gone);
-            let drawn = (0..MAX_DRAWS).find_map(|_| ranks.draw(random.random_range(0..count)).filter(candidate));
-            // Candidates are few among many, or there are none: look through all, beginning anywhere.
-            let start = random.random_range(0..count);
-            drawn.or_else(|| (0..count).filter_map(|step| ranks.draw((start + step) % count)).find(candidate))
-        })
-    }
-
-    /// The first agent picked that is stored. One that was deleted a moment ago the directory may list yet: it is gone to
-    /// the picks that follow.
-    fn first_stored<'v>(
-        &self,
-        view: &'v View,
-        mut pick: impl FnMut(&HashSet<&'v AgentId>) -> Option<&'v Arc<Entry>>,
-    ) -> Result<Option<Profile>, Error> {
-        let mut gone = HashSet::new();
-        while let Some(entry) = pick(&gone) {
-            if let Some(profile) = self.profiles(&[entry], view)?.pop() {
-                return Ok(Some(profile));
-            }
-            gone.insert(&entry.standing.agent_id);
-        }
-        Ok(None)
+        let drawn = (0..MAX_DRAWS).find_map(|_| ranks.draw(random.random_range(0..count)).filter(candidate));
+        // Candidates are few among many, or there are none: look through all, beginning anywhere.
+        let start = random.random_range(0..count);
+        let picked = drawn.or_else(|| (0..count).filter_map(|step| ranks.draw((start + step) % count)).find(candidate));
+        Ok(self.profiles(picked.as_slice(), &view)?.pop())
     }
 }
 

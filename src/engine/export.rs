@@ -20,13 +20,14 @@ const GROWTH_BYTES: u64 = 256 * 1024 * 1024;
 /// All matching transactions of one snapshot, in chunks.
 pub struct Export {
     held: Arc<Mutex<Held>>,
+    /// As of the same state.
     acknowledged: Acknowledged,
     filter: TransactionFilter,
     next: Next,
 }
 
 /// The snapshot, or why it was taken away.
-type Held = Result<Snapshot, Error>;
+type Held = Result<Arc<Snapshot>, Error>;
 
 enum Next {
     From(Option<Position>),
@@ -58,10 +59,10 @@ impl Engine {
     /// file has become too large meanwhile, or the disk is full.
     pub fn export(&self, filter: &TransactionFilter) -> Result<Export, Error> {
         let core = self.core();
-        let acknowledged = core.view().acknowledged;
         let bytes = core.store.bytes()?;
-        let held = core.exports.begin(core.store.snapshot()?, bytes);
-        Ok(Export { held, acknowledged, filter: filter.clone(), next: Next::From(None) })
+        let view = core.view();
+        let held = core.exports.begin(Arc::clone(view.snapshot()?), bytes);
+        Ok(Export { held, acknowledged: view.acknowledged, filter: filter.clone(), next: Next::From(None) })
     }
 }
 
@@ -76,7 +77,7 @@ struct UnderWay {
 }
 
 impl Exports {
-    fn begin(&self, snapshot: Snapshot, bytes: u64) -> Arc<Mutex<Held>> {
+    fn begin(&self, snapshot: Arc<Snapshot>, bytes: u64) -> Arc<Mutex<Held>> {
         let held = Arc::new(Mutex::new(Ok(snapshot)));
         let mut exports = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // Where nothing is written nobody else clears them away.

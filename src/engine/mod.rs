@@ -1,8 +1,8 @@
 //! The engine: the cloneable handle that everybody talks to.
 //!
 //! Writes are commands: [`Engine`]'s methods put them on a bounded queue, the one writer thread commits them in groups,
-//! and the [`Pending`] answer arrives once they are durable. Queries read a snapshot and the published view beside it,
-//! without a lock, on the caller's thread.
+//! and the [`Pending`] answer arrives once they are durable. Queries read the published view of the last commit, without a
+//! lock, on the caller's thread.
 //!
 //! Deliberately absent: HTTP, configuration, and connections to Redis or PostgreSQL; [`replica`] is what those see of it.
 
@@ -15,6 +15,7 @@ mod discovery;
 mod error;
 mod export;
 mod gauges;
+mod intake;
 mod lease;
 mod ledger;
 mod loads;
@@ -23,10 +24,10 @@ mod queries;
 mod recorded;
 pub mod replica;
 mod rotation;
-mod unpublished;
 mod writer;
 
 use std::path::PathBuf;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -47,8 +48,9 @@ pub use crate::store::{Balance, BalanceSide, OpenError, TransactionFilter};
 use self::agents::{AdjustReputation, ObserveOutcome, Register, Replace, Revive, Unregister, Update};
 use self::command::{Command, Repeatable, WithKey, job};
 use self::core::Core;
+use self::intake::Message;
 use self::ledger::{Decide, Record, RecordBatch};
-use self::writer::{Message, Writer};
+use self::writer::Writer;
 use crate::clock::{Clock, SystemClock};
 use crate::domain::{
     AgentId, AgentPatch, Decision, Delta, NewTransaction, NodeId, Refusal, Registration, Reputation, Timestamp,
@@ -197,25 +199,28 @@ impl Engine {
     }
 
     /// Renews an agent's lease; the answer is when it expires now. It is not a durable write and is answered at once,
-    /// but for an agent that had expired, which is revived, or that is being written.
+    /// but for an agent that had expired, which is revived.
     pub fn heartbeat(&self, id: &AgentId) -> Pending<Timestamp> {
-        // Only the writer knows what an agent is that it writes just now, and which lease it has.
-        if self.core().unpublished.may_hold(id) {
-            return self.submit(Revive(id.clone()));
-        }
-        let view = self.core().view();
-        let Some(entry) = view.directory.get(id) else {
-            return Pending::ready(Err(Refusal::AgentNotFound(id.clone()).into()));
-        };
-        if !entry.local {
-            return Pending::ready(Err(Refusal::AgentNotLocal(id.clone()).into()));
-        }
-        if !entry.claimed {
-            return self.submit(Revive(id.clone()));
-        }
-        match entry.lease.renew(self.core().moment(), entry.ttl) {
-            Ok(expires_at) => Pending::ready(Ok(expires_at)),
-            Err(lease::Ended) => self.submit(Revive(id.clone())),
+        loop {
+            let view = self.core().view();
+            let Some(entry) = view.directory.get(id) else {
+                return Pending::ready(Err(Refusal::AgentNotFound(id.clone()).into()));
+            };
+            if !entry.local {
+                return Pending::ready(Err(Refusal::AgentNotLocal(id.clone()).into()));
+            }
+            if !entry.claimed {
+                return self.submit(Revive(id.clone()));
+            }
+            let Ok(expires_at) = entry.lease.renew(self.core().moment(), entry.ttl) else {
+                return self.submit(Revive(id.clone()));
+            };
+            // A commit may replace the lease at this moment. Either it finds the old one renewed when it has published the
+            // new one, or that is seen here.
+            fence(Ordering::SeqCst);
+            if self.core().view().directory.get(id).is_some_and(|now| Arc::ptr_eq(&now.lease, &entry.lease)) {
+                return Pending::ready(Ok(expires_at));
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! What can be asked of the engine: each query reads one snapshot of the store, and the directory beside it.
+//! What can be asked of the engine: each query reads one view, which is one state of the store and the directory of it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,7 +10,6 @@ use super::core::View;
 use super::cursor;
 use super::directory::{Entry, merged};
 use super::error::Error;
-use super::lease::Lease;
 use crate::domain::ranking::RankBy;
 use crate::domain::{
     Agent, AgentId, AvailabilityStatus, Capability, Currency, Event, NodeId, Refusal, Transaction, TransactionId,
@@ -76,16 +75,17 @@ impl Engine {
     /// One agent, live or expired.
     pub fn agent(&self, id: &AgentId) -> Result<Profile, Error> {
         let view = self.core().view();
-        let agent = self.core().store.snapshot()?.agent(id)?.ok_or_else(|| Refusal::AgentNotFound(id.clone()))?;
-        Ok(self.profile(agent, &view))
+        // Where the store cannot be read, it cannot be said that there is none.
+        view.snapshot()?;
+        let entry = view.directory.get(id).ok_or_else(|| Refusal::AgentNotFound(id.clone()))?;
+        Ok(self.profile(view.agent(entry)?, entry))
     }
 
-    /// What the directory shows of an agent, without looking into the store; `None` also for one that is not listed yet, for
-    /// one of which the store may show more by now, and while the store is not sound, when only the store can tell what can
-    /// be read.
+    /// What the directory shows of an agent, without looking into the store; `None` also while the store is not sound, when
+    /// only the store can tell what can be read.
     pub fn glimpse(&self, id: &AgentId) -> Option<Glimpse> {
         let core = self.core();
-        if core.failed().is_some() || core.unpublished.may_hold(id) {
+        if core.failed().is_some() {
             return None;
         }
         let view = core.view();
@@ -99,7 +99,6 @@ impl Engine {
         let monotonic = self.core().clock.monotonic();
         let live = view.directory.live().ranks(filter.capability.as_ref());
         let expired = view.directory.expired().ranks(filter.capability.as_ref()).filter(|_| filter.include_expired);
-        let snapshot = self.core().store.snapshot()?;
         let mut items: Vec<Profile> = Vec::new();
         let mut bytes = 0;
         let mut last: Option<&Arc<Entry>> = None;
@@ -115,11 +114,9 @@ impl Engine {
             if !shown || filter.availability.is_some_and(|wanted| entry.standing.availability != wanted) {
                 continue;
             }
-            // One that was deleted a moment ago is left out.
-            if let Some(agent) = snapshot.agent(&entry.standing.agent_id)? {
-                bytes += agent.metadata.as_str().len() + agent.billing_notes.as_ref().map_or(0, String::len);
-                items.push(self.profile(agent, &view));
-            }
+            let agent = view.agent(entry)?;
+            bytes += agent.metadata.as_str().len() + agent.billing_notes.as_ref().map_or(0, String::len);
+            items.push(self.profile(agent, entry));
         }
         let next_cursor = last.filter(|_| more).map(|entry| cursor::of_agent(filter.sort_by, &entry.standing));
         Ok(Page { items, next_cursor })
@@ -133,28 +130,27 @@ impl Engine {
 
     /// What an agent paid and earned, by currency; empty for one that no transaction names.
     pub fn balance(&self, id: &AgentId) -> Result<BTreeMap<Currency, Balance>, Error> {
-        Ok(self.core().store.snapshot()?.balances(id)?)
+        Ok(self.core().snapshot()?.balances(id)?)
     }
 
     /// One transaction.
     pub fn transaction(&self, id: &TransactionId) -> Result<Transaction, Error> {
-        // The view first: what it says is acknowledged, the snapshot after it holds, and what is parked too.
-        let acknowledged = self.core().view().acknowledged;
-        let found = self.core().store.snapshot()?.transaction(id, acknowledged)?;
+        let view = self.core().view();
+        let found = view.snapshot()?.transaction(id, view.acknowledged)?;
         Ok(found.ok_or_else(|| Refusal::TransactionNotFound(id.clone()))?)
     }
 
     /// A page of transactions.
     pub fn transactions(&self, filter: &TransactionFilter, page: PageRequest<'_>) -> Result<Page<Transaction>, Error> {
         let after = page.cursor.map(cursor::to_position).transpose()?;
-        let acknowledged = self.core().view().acknowledged;
-        let found = self.core().store.snapshot()?.transactions(filter, page.limit, after.as_ref(), acknowledged)?;
+        let view = self.core().view();
+        let found = view.snapshot()?.transactions(filter, page.limit, after.as_ref(), view.acknowledged)?;
         Ok(Page { items: found.items, next_cursor: found.next.as_ref().map(cursor::of_transaction) })
     }
 
     /// A transaction's events, oldest first.
     pub fn events(&self, id: &TransactionId) -> Result<Vec<Event>, Error> {
-        let found = self.core().store.snapshot()?.events(id)?;
+        let found = self.core().snapshot()?.events(id)?;
         Ok(found.ok_or_else(|| Refusal::TransactionNotFound(id.clone()))?)
     }
 
@@ -177,30 +173,17 @@ impl Engine {
     pub fn ready(&self) -> Result<(), Error> {
         match self.core().failed() {
             Some(error) => Err(error),
-            None => Ok(self.core().store.snapshot()?.totals().map(drop)?),
+            None => Ok(self.core().snapshot()?.totals().map(drop)?),
         }
     }
 
-    /// The full profiles of directory entries, in order; one that was deleted meanwhile is left out.
+    /// The full profiles of directory entries, in order.
     pub(super) fn profiles(&self, entries: &[&Arc<Entry>], view: &View) -> Result<Vec<Profile>, Error> {
-        if entries.is_empty() {
-            return Ok(Vec::new());
-        }
-        let snapshot = self.core().store.snapshot()?;
-        let agents = snapshot.agents(entries.iter().map(|entry| &entry.standing.agent_id))?;
-        Ok(agents.into_iter().map(|agent| self.profile(agent, view)).collect())
+        entries.iter().map(|entry| Ok(self.profile(view.agent(entry)?, entry))).collect()
     }
 
-    fn profile(&self, agent: Agent, view: &View) -> Profile {
+    fn profile(&self, agent: Agent, entry: &Entry) -> Profile {
         let local = agent.is_local(self.core().store.node_id());
-        let moment = self.core().moment();
-        match view.directory.get(&agent.agent_id) {
-            Some(entry) => Profile::new(agent, &entry.lease, moment.monotonic, local),
-            // Committed a moment ago and not published yet: its lease has just begun.
-            None => {
-                let lease = Lease::begin(moment, agent.ttl);
-                Profile::new(agent, &lease, moment.monotonic, local)
-            }
-        }
+        Profile::new(agent, &entry.lease, self.core().clock.monotonic(), local)
     }
 }

@@ -11,6 +11,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
@@ -21,6 +22,7 @@ use super::command::{Effect, Job, Session, job};
 use super::core::{Core, View};
 use super::directory::{Directory, Entry};
 use super::error::Error;
+use super::intake::{Intake, Message};
 use super::lease::{Lease, LeaseQueue, Moment};
 use super::loads::{LoadMinutes, Loads, WINDOW_MINUTES};
 use super::recorded::Recorded;
@@ -28,10 +30,6 @@ use super::replica::CommitMark;
 use crate::domain::AgentId;
 use crate::store::{Head, StoreAge, StoreError, minute_of};
 
-/// The most commands in one batch.
-const MAX_BATCH: usize = 4_096;
-/// Which part of a commit's time may be spent on waiting for more to commit.
-const GATHERING_SHARE: u32 = 8;
 /// The most leases that one batch ends.
 const MAX_EXPIRIES: usize = 1_000;
 /// The most aged records of one kind that one batch forgets.
@@ -46,23 +44,6 @@ const LONGEST_RETRY: Duration = Duration::from_secs(5);
 const LONGEST_CHECK_RETRY: Duration = Duration::from_secs(20);
 /// For how long after a full disk commits carry no more than they must.
 const SETTLING_PUT_OFF: Duration = Duration::from_secs(600);
-
-/// What reaches the writer.
-pub enum Message {
-    /// A command.
-    Run(Box<dyn Job>),
-    /// Finish what is waiting, close the store, end.
-    Stop,
-}
-
-impl Message {
-    fn job(self) -> Option<Box<dyn Job>> {
-        match self {
-            Self::Run(job) => Some(job),
-            Self::Stop => None,
-        }
-    }
-}
 
 /// The writer's own state.
 pub struct Writer {
@@ -243,7 +224,7 @@ impl Writer {
         let (directory, random, default_ttl) = (&self.directory, &mut self.random, self.core.default_ttl);
         let age = self.opened_at_age.after(moment.monotonic.saturating_sub(self.started));
         let is_settling_put_off = moment.monotonic < self.settling_put_off_until;
-        let (next_purged_agent, unpublished) = (&mut self.next_purged_agent, &self.core.unpublished);
+        let next_purged_agent = &mut self.next_purged_agent;
         let (effects, purged) = self.core.store.write(&mut self.head, |batch| {
             let mut purged = 0;
             let mut forgotten = Vec::new();
@@ -273,7 +254,6 @@ impl Writer {
             }
             let (mut effects, recorded) = session.into_effects();
             effects.splice(0..0, forgotten.into_iter().map(Effect::Remove));
-            effects.iter().filter_map(Effect::agent_that_changes).for_each(|id| unpublished.mark(id));
             Ok(((effects, recorded), purged))
         })?;
         if housekeeping {
@@ -337,7 +317,8 @@ impl Writer {
         }
         self.publish();
         // A heartbeat that came after the batch had begun has renewed the lease that the agent had before. It counts for the
-        // new one; what has ended needs no more.
+        // new one; what has ended needs no more. One that comes from here on sees the new one.
+        fence(Ordering::SeqCst);
         for ((before, ttl_before), (lease, ttl)) in replaced {
             if before.renewed_at(ttl_before) > lease.renewed_at(ttl) {
                 lease.renew(self.core.moment(), ttl).ok();
@@ -351,7 +332,11 @@ impl Writer {
             CommitMark { log_seq: log.seq, change_seq: totals.change_seq, observation_seq: self.observation_seq };
         let (directory, loads) = (self.directory.clone(), self.loads.clone());
         let acknowledged = self.head.acknowledged();
-        self.core.publish(View { directory, loads, totals, log, acknowledged }, mark);
+        let snapshot = self.core.store.snapshot().map(Arc::new);
+        if let Err(error) = &snapshot {
+            tracing::error!(%error, "what was committed cannot be read; the next commit tries again");
+        }
+        self.core.publish(View { snapshot, directory, loads, totals, log, acknowledged }, mark);
     }
 
     /// Derives directory and loads from the store. Leases that run go on; an agent without one that is not marked
@@ -450,6 +435,7 @@ impl Writer {
     }
 
     fn reopen(&mut self) -> Result<(), StoreError> {
+        self.core.withdraw_snapshot();
         self.head = self.core.store.reopen()?;
         self.rebuild()
     }
@@ -497,53 +483,6 @@ enum Condition {
     Readable,
     /// It can be read, and there is room for bookkeeping.
     OnReserve,
-}
-
-/// The commands of one batch as they come in.
-///
-/// Callers that were answered together come back together, but not at once, and a commit costs its sync however little it
-/// carries. So while there are fewer than last time, a part of what the last commit took is spent on waiting for the
-/// rest. A caller that is alone never waits.
-struct Intake {
-    messages: Receiver<Message>,
-    /// How many the last batch had.
-    expected: usize,
-    /// How much waiting is left for all of this batch.
-    patience: Duration,
-    /// Whether the engine is to stop.
-    stopped: bool,
-}
-
-impl Intake {
-    fn begin(messages: &Receiver<Message>, is_busy: bool, last_batch: usize, last_commit: Duration) -> Self {
-        let expected = if is_busy { last_batch } else { 0 };
-        Self { messages: messages.clone(), expected, patience: last_commit / GATHERING_SHARE, stopped: false }
-    }
-
-    /// The next command of a batch that has so many.
-    fn next(&mut self, taken: usize) -> Option<Box<dyn Job>> {
-        if taken >= MAX_BATCH {
-            return None;
-        }
-        let mut waiting_since = None;
-        let job = loop {
-            match self.messages.try_recv() {
-                Ok(Message::Run(job)) => break Some(job),
-                Ok(Message::Stop) => self.stopped = true,
-                Err(_) if self.stopped || taken >= self.expected => break None,
-                Err(_) => {
-                    let since = *waiting_since.get_or_insert_with(Instant::now);
-                    if since.elapsed() >= self.patience {
-                        break None;
-                    }
-                    std::thread::yield_now();
-                }
-            }
-        };
-        let waited = waiting_since.map_or(Duration::ZERO, |since: Instant| since.elapsed());
-        self.patience = self.patience.saturating_sub(waited);
-        job
-    }
 }
 
 /// A file that makes no sense to redb may make it panic; that is damage like any other.

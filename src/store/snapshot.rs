@@ -129,18 +129,6 @@ impl Snapshot {
         row.map(|row| codec::decode::<AgentV2>(row.value())?.into_domain()).transpose()
     }
 
-    /// Those of the agents that are stored, in the order asked for.
-    pub fn agents<'a>(&self, ids: impl IntoIterator<Item = &'a AgentId>) -> Result<Vec<Agent>, StoreError> {
-        let table = self.table(tables::AGENTS)?;
-        let mut agents = Vec::new();
-        for id in ids {
-            if let Some(row) = table.get(id.as_str())? {
-                agents.push(codec::decode::<AgentV2>(row.value())?.into_domain()?);
-            }
-        }
-        Ok(agents)
-    }
-
     /// Visits every agent, by id. For starting up, not for requests.
     pub fn for_each_agent(&self, mut visit: impl FnMut(Agent)) -> Result<(), StoreError> {
         for entry in self.table(tables::AGENTS)?.iter()? {

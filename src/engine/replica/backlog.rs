@@ -6,7 +6,7 @@ use crate::engine::{Engine, Error};
 impl Engine {
     /// The number of the newest copy of another node's event.
     pub fn copy_position(&self) -> Result<CopyNumber, Error> {
-        Ok(self.core().store.snapshot()?.copy_position()?)
+        Ok(self.core().snapshot()?.copy_position()?)
     }
 
     /// How many entries of a sink are parked, as of the last commit. Kept, not counted.
@@ -17,6 +17,6 @@ impl Engine {
     /// The `recorded` event whose facts a transaction shows here, own or a copy: a decision whose transaction PostgreSQL
     /// does not know brings it along.
     pub fn recorded(&self, id: &TransactionId) -> Result<Option<LedgerEntry>, Error> {
-        Ok(self.core().store.snapshot()?.recorded_entry(id)?)
+        Ok(self.core().snapshot()?.recorded_entry(id)?)
     }
 }

@@ -44,7 +44,7 @@ impl Engine {
 
     /// Own events after `seq`, in order: at most `max_events`, ending with the one that brings them to `max_bytes`.
     pub fn log_after(&self, seq: u64, max_events: usize, max_bytes: usize) -> Result<Vec<LedgerEntry>, Error> {
-        Ok(self.core().store.snapshot()?.log_after(seq, Portion { max_events, max_bytes })?)
+        Ok(self.core().snapshot()?.log_after(seq, Portion { max_events, max_bytes })?)
     }
 
     /// Copies of other nodes' events after `number`, in the order in which they came; bounded like
@@ -55,7 +55,7 @@ impl Engine {
         max_events: usize,
         max_bytes: usize,
     ) -> Result<Vec<(CopyNumber, LedgerEntry)>, Error> {
-        Ok(self.core().store.snapshot()?.copies_after(number, Portion { max_events, max_bytes })?)
+        Ok(self.core().snapshot()?.copies_after(number, Portion { max_events, max_bytes })?)
     }
 
     /// Takes in events from PostgreSQL, whoever wrote them, and the cursors that go with them, in one durable commit.
@@ -73,7 +73,7 @@ impl Engine {
     /// The agents whose transactions this node follows: those registered here; and while transactions of them are held,
     /// those that ever were, and those that it was told to [`follow`](Self::follow).
     pub fn ledger_agents(&self) -> Result<Vec<LedgerAgent>, Error> {
-        let agents = self.core().store.snapshot()?.ledger_agents()?;
+        let agents = self.core().snapshot()?.ledger_agents()?;
         Ok(agents.into_iter().map(|(agent_id, covered)| LedgerAgent { agent_id, covered }).collect())
     }
 
@@ -97,7 +97,7 @@ impl Engine {
 
     /// The hash of the chain up to an own event; all zeros for 0, `None` beyond the end.
     pub fn log_hash(&self, seq: u64) -> Result<Option<[u8; 32]>, Error> {
-        Ok(self.core().store.snapshot()?.log_hash(seq)?)
+        Ok(self.core().snapshot()?.log_hash(seq)?)
     }
 }
 

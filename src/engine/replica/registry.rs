@@ -95,22 +95,19 @@ pub enum RegistryLink {
 
 impl Engine {
     /// Local agents that changed after `change_seq`, at most `max`, oldest change first; each agent once. Agents that
-    /// this file does not claim are left out. When there are none, the next commit mark may tell of more.
+    /// this file does not claim are left out.
     pub fn changes_after(&self, change_seq: u64, max: usize) -> Result<Vec<AgentChange>, Error> {
         let monotonic = self.core().clock.monotonic();
         let view = self.core().view();
-        let changes = self.core().store.snapshot()?.changes_after(change_seq, max)?;
-        // What is committed and not published yet has no lease yet, or the one before.
-        let is_published = |change: &ChangedAgent| change.change_seq <= view.totals.change_seq;
-        let told =
-            changes.into_iter().filter(is_published).map(|ChangedAgent { change_seq, agent_id, state }| match state {
-                ChangedState::Registered(agent) => {
-                    let lease = view.directory.get(&agent_id).map(|entry| &entry.lease).filter(|_| !agent.expired);
-                    let remaining = lease.map_or(Duration::ZERO, |lease| lease.remaining(monotonic, true));
-                    AgentChange::Put { change_seq, agent, remaining }
-                }
-                ChangedState::Deleted { version, keep } => AgentChange::Removed { change_seq, agent_id, version, keep },
-            });
+        let changes = view.snapshot()?.changes_after(change_seq, max)?.into_iter();
+        let told = changes.map(|ChangedAgent { change_seq, agent_id, state }| match state {
+            ChangedState::Registered(agent) => {
+                let lease = view.directory.get(&agent_id).map(|entry| &entry.lease).filter(|_| !agent.expired);
+                let remaining = lease.map_or(Duration::ZERO, |lease| lease.remaining(monotonic, true));
+                AgentChange::Put { change_seq, agent, remaining }
+            }
+            ChangedState::Deleted { version, keep } => AgentChange::Removed { change_seq, agent_id, version, keep },
+        });
         Ok(told.collect())
     }
 
@@ -121,7 +118,7 @@ impl Engine {
 
     /// How many local agents changed after `change_seq`, those that this file does not claim included.
     pub fn changes_len(&self, change_seq: u64) -> Result<u64, Error> {
-        Ok(self.core().store.snapshot()?.changes_len(change_seq)?)
+        Ok(self.core().snapshot()?.changes_len(change_seq)?)
     }
 
     /// The leases of the agents that live here and that this file claims.
@@ -217,12 +214,12 @@ impl Engine {
 
     /// What was observed here of agents' work, their owners being here or elsewhere, and is not known to be held by Redis.
     pub fn observations(&self) -> Result<Vec<Observation>, Error> {
-        Ok(self.core().store.snapshot()?.unacked_observations()?)
+        Ok(self.core().snapshot()?.unacked_observations()?)
     }
 
     /// All that was observed here, for a Redis that has lost what it held.
     pub fn all_observations(&self) -> Result<Vec<Observation>, Error> {
-        Ok(self.core().store.snapshot()?.all_observations()?)
+        Ok(self.core().snapshot()?.all_observations()?)
     }
 
     /// Redis is about to be told these counters.

@@ -73,7 +73,7 @@ impl Engine {
 
     /// The cursors of PostgreSQL. Whoever means to write them later reads the node's id first: it says whose they are.
     pub fn postgres_state(&self) -> Result<PostgresState, Error> {
-        Ok(self.core().store.snapshot()?.postgres_state()?)
+        Ok(self.core().snapshot()?.postgres_state()?)
     }
 
     /// Writes the cursors that PostgreSQL has for `node_id`, if this node still goes by it. `restarted` says that
@@ -84,7 +84,7 @@ impl Engine {
 
     /// The cursors of Redis; see [`postgres_state`](Self::postgres_state).
     pub fn redis_state(&self) -> Result<RedisState, Error> {
-        Ok(self.core().store.snapshot()?.redis_state()?)
+        Ok(self.core().snapshot()?.redis_state()?)
     }
 
     /// Writes the cursors that Redis has for `node_id`, if this node still goes by it.
@@ -106,7 +106,7 @@ impl Engine {
     pub fn parked(&self, sink: Sink, page: PageRequest<'_>) -> Result<Page<ParkedEntry>, Error> {
         let PageRequest { limit, cursor } = page;
         let after = cursor.map(cursor::to_parked).transpose()?;
-        let mut items = self.core().store.snapshot()?.parked(sink, after.as_ref(), limit.saturating_add(1))?;
+        let mut items = self.core().snapshot()?.parked(sink, after.as_ref(), limit.saturating_add(1))?;
         let more = items.len() > limit;
         items.truncate(limit);
         let next_cursor = items.last().filter(|_| more).map(|entry| cursor::of_parked(&entry.key));
