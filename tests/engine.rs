@@ -115,7 +115,7 @@ fn a_thousand_registrations_from_ten_threads() {
             });
         }
     });
-    assert_eq!(engine.capabilities()[&capability("python")], 1_000);
+    assert_eq!(engine.capabilities().unwrap()[&capability("python")], 1_000);
     assert_eq!(engine.status().unwrap().agents, 1_000);
 }
 
@@ -224,7 +224,7 @@ fn an_expiry_is_committed_and_stays_across_a_restart_while_others_get_a_fresh_le
     clock.advance(Duration::from_secs(6));
     // Any command lets the writer look at its leases; the expiry is in the same commit or an earlier one.
     engine.record(with_id("t", "1"), None).wait().unwrap();
-    assert_eq!(engine.capabilities()[&capability("x")], 1);
+    assert_eq!(engine.capabilities().unwrap()[&capability("x")], 1);
     drop(engine);
 
     let clock = ManualClock::at(1_895_000_000_000_000);

@@ -19,7 +19,11 @@ use redb::StorageBackend;
 use redb::backends::FileBackend;
 use tradepost::clock::Clock;
 use tradepost::domain::ranking::RankBy;
-use tradepost::domain::{JsonObject, NewTransaction, Refusal, Registration, Timestamp, TransactionId, Ttl};
+use tradepost::domain::{
+    Identity, JsonObject, NewTransaction, PostgresState, RedisState, Refusal, Registration, Timestamp, TransactionId,
+    Ttl,
+};
+use tradepost::engine::replica::{ForkReason, Saved};
 use tradepost::engine::{Idempotency, Profile};
 use tradepost::store::verify;
 use tradepost::{
@@ -45,6 +49,8 @@ const PANICS: u8 = 1;
 const HOLDS_BEHIND_SYNC: u8 = 2;
 /// From when anybody else asks for it the disk fails for good.
 const FAILS_DISK: u8 = 3;
+/// Whoever else asks for the time waits for it.
+const HOLDS_OTHERS: u8 = 4;
 
 /// A clock that can be told to do more than to tell the time.
 #[derive(Debug)]
@@ -52,17 +58,31 @@ struct FragileClock {
     clock: Arc<ManualClock>,
     file: Arc<FragileFile>,
     fault: AtomicU8,
+    /// Whether somebody has begun to wait.
+    holding: AtomicBool,
 }
 
 impl FragileClock {
     fn of(file: &Arc<FragileFile>) -> Arc<Self> {
         let clock = ManualClock::at(1_795_391_431_767_109);
-        Arc::new(Self { clock, file: file.clone(), fault: AtomicU8::new(TELLS_TIME) })
+        Arc::new(Self { clock, file: file.clone(), fault: AtomicU8::new(TELLS_TIME), holding: AtomicBool::new(false) })
     }
 
     fn set(&self, fault: u8) {
         self.file.has_synced.store(false, Ordering::SeqCst);
+        self.holding.store(false, Ordering::SeqCst);
         self.fault.store(fault, Ordering::SeqCst);
+    }
+
+    fn wait_until_it_holds(&self) {
+        wait_until("nobody asked for the time", || self.holding.load(Ordering::SeqCst));
+    }
+
+    fn hold_while(&self, is_to_wait: impl Fn() -> bool) {
+        while is_to_wait() {
+            self.holding.store(true, Ordering::SeqCst);
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
@@ -74,12 +94,12 @@ impl Clock for FragileClock {
     fn monotonic(&self) -> Duration {
         if thread::current().name() == Some("writer") {
             assert_ne!(self.fault.load(Ordering::SeqCst), PANICS, "injected");
-            while self.fault.load(Ordering::SeqCst) == HOLDS_BEHIND_SYNC && self.file.has_synced.load(Ordering::SeqCst)
-            {
-                thread::sleep(Duration::from_millis(1));
-            }
+            let has_synced = || self.file.has_synced.load(Ordering::SeqCst);
+            self.hold_while(|| self.fault.load(Ordering::SeqCst) == HOLDS_BEHIND_SYNC && has_synced());
         } else if self.fault.load(Ordering::SeqCst) == FAILS_DISK {
             self.file.fail_at(0, true);
+        } else {
+            self.hold_while(|| self.fault.load(Ordering::SeqCst) == HOLDS_OTHERS);
         }
         self.clock.monotonic()
     }
@@ -434,6 +454,10 @@ fn while_the_file_grows_for_long_nobody_waits_to_read() {
     engine.status().unwrap();
     assert_eq!(engine.agent(&a).unwrap().lease, LeaseState::Live);
     assert!(engine.least_loaded(&sql).unwrap().is_some());
+    assert!(engine.random(None).unwrap().is_some());
+    assert_eq!(engine.recommend(&sql, 1, true).unwrap().len(), 1);
+    engine.heartbeat(&a).wait().unwrap();
+    assert!(engine.glimpse(&a).is_some());
     assert_eq!(engine.agents(&all_agents(), PAGE).unwrap().items.len(), 1);
     assert!(engine.transaction(&id(0)).is_ok());
     assert_eq!(engine.transactions(&TransactionFilter::default(), PAGE).unwrap().items.len(), 1);
@@ -483,13 +507,93 @@ fn until_a_commit_is_published_everything_shows_what_was_before_it() {
     let before = shown();
     clock.set(HOLDS_BEHIND_SYNC);
     let pending = engine.unregister(deleted.clone(), Precondition::None);
-    wait_until("it was not written", || file.has_synced.load(Ordering::SeqCst));
+    clock.wait_until_it_holds();
     let meanwhile = shown();
     clock.set(TELLS_TIME);
     pending.wait().unwrap();
     assert_eq!(before, meanwhile);
     let after = shown();
     assert_eq!(after.clone().map(|list| list.len()), [1; 7], "{after:?}");
+}
+
+/// Whoever goes by the new id must not take the cursors of the earlier one for its own.
+#[test]
+fn a_node_goes_by_its_new_id_from_when_its_cursors_are_set_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = FragileFile::create(&directory.path().join("f.redb"));
+    let clock = FragileClock::of(&file);
+    let options = Options { clock: clock.clone(), ..Options::new(Location::Backend(file.clone())) };
+    let engine = Engine::open(options).unwrap();
+    engine.register(registration("a", &[]), None).wait().unwrap();
+    let earlier = engine.node_id();
+    let (postgres, redis) = (
+        PostgresState { acked_seq: 7, ..PostgresState::default() },
+        RedisState { acked_change_seq: 1, ..RedisState::default() },
+    );
+    assert_eq!(engine.save_postgres(earlier, postgres).wait().unwrap(), Saved::Yes);
+    assert_eq!(engine.save_redis(earlier, redis).wait().unwrap(), Saved::Yes);
+    let seen = || {
+        let profile = engine.agent(&agent_id("a")).unwrap();
+        let cursors = (engine.postgres_state().unwrap().acked_seq, engine.redis_state().unwrap().acked_change_seq);
+        (engine.node_id(), engine.identity(), engine.status().unwrap().node_id, profile.local, profile.lease, cursors)
+    };
+    let before = seen();
+    assert_eq!(before.5, (7, 1));
+    clock.set(HOLDS_BEHIND_SYNC);
+    let pending = engine.fork(earlier, ForkReason::Registry);
+    clock.wait_until_it_holds();
+    let meanwhile = seen();
+    clock.set(TELLS_TIME);
+    let now = pending.wait().unwrap();
+    assert_eq!(before, meanwhile);
+    let identity = Identity { node_id: now, earlier: vec![earlier] };
+    assert_eq!(seen(), (now, identity, now, true, LeaseState::Live, (0, 0)));
+}
+
+/// A heartbeat has found its agent's lease when a commit replaces it.
+#[test]
+fn no_heartbeat_is_lost_whose_lease_is_replaced_before_it_is_renewed() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = FragileFile::create(&directory.path().join("f.redb"));
+    let clock = FragileClock::of(&file);
+    let options = Options { clock: clock.clone(), ..Options::new(Location::Backend(file.clone())) };
+    let engine = Engine::open(options).unwrap();
+    let short = Registration { ttl: Some(Ttl::parse(60).unwrap()), ..registration("a", &[]) };
+    engine.register(short.clone(), None).wait().unwrap();
+    clock.set(HOLDS_OTHERS);
+    let heartbeat = thread::spawn({
+        let engine = engine.clone();
+        move || engine.heartbeat(&agent_id("a")).wait().unwrap()
+    });
+    clock.wait_until_it_holds();
+    engine.replace(short, Precondition::None).wait().unwrap();
+    clock.clock.advance(Duration::from_secs(50));
+    clock.set(TELLS_TIME);
+    let expires_at = heartbeat.join().unwrap();
+    clock.clock.advance(Duration::from_secs(20));
+    let profile = engine.agent(&agent_id("a")).unwrap();
+    assert_eq!((profile.lease, profile.expires_at), (LeaseState::Live, expires_at));
+}
+
+/// A read that fails takes the file from all that come after it, and nobody writes who would notice.
+#[test]
+fn an_idle_store_heals_from_a_read_that_failed() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("f.redb");
+    // Time stands still, so that nothing is forgotten either.
+    let (file, _, engine) = turned_by_hand(&path);
+    // More than is kept in memory.
+    for first in (0..8_000).step_by(1_000) {
+        engine.record_batch((first..first + 1_000).map(new).collect()).wait().unwrap();
+    }
+    let read = |number| engine.transaction(&id(number)).map(drop);
+    file.fail_at(0, false);
+    let failed = (0..8_000).find_map(|number| read(number).err());
+    assert!(matches!(failed, Some(Error::Unavailable(_))), "{failed:?}");
+    wait_until("it did not heal", || (0..8_000).all(|number| read(number).is_ok()));
+    assert!(engine.ready().is_ok());
+    drop((engine, file));
+    assert_clean(&path);
 }
 
 /// A heartbeat comes while a commit takes long that replaces its agent's lease. Before the commit that registers it there is

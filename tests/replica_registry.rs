@@ -258,7 +258,7 @@ fn who_cannot_be_confirmed_is_stale_before_it_is_gone() {
     b.engine.renew_remote(&[(agent_id("thon"), HOUR)]);
     b.pass(Duration::from_secs(20));
     assert_eq!((b.lease("thon"), b.lease("genesis")), (LeaseState::Live, LeaseState::Expired));
-    assert_eq!(b.engine.capabilities()[&capability("python")], 1);
+    assert_eq!(b.engine.capabilities().unwrap()[&capability("python")], 1);
 
     // It lives after all: the same document revives it.
     a.tell(&b);

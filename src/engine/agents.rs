@@ -8,7 +8,7 @@ use super::directory::Entry;
 use super::error::Error;
 use super::lease::Lease;
 use crate::domain::{
-    Agent, AgentId, AgentPatch, Counters, Delta, NodeId, Refusal, Registration, Reputation, Timestamp, Weight, agent,
+    Agent, AgentId, AgentPatch, Counters, Delta, Refusal, Registration, Reputation, Timestamp, Weight, agent,
 };
 use crate::metrics::{Metrics, RegisterResult};
 use crate::store::Publish;
@@ -94,7 +94,6 @@ impl Profile {
 #[derive(Debug, Clone, Copy)]
 pub struct Glimpse {
     entry: u64,
-    local: bool,
     /// When its lease ends or ended.
     pub expires_at: Timestamp,
     /// Whether its lease runs.
@@ -102,15 +101,14 @@ pub struct Glimpse {
 }
 
 impl Glimpse {
-    pub(super) fn new(entry: &Entry, node_id: NodeId, monotonic: Duration) -> Self {
-        let local = entry.version.node_id == node_id || !entry.claimed;
-        let lease = LeaseState::of(&entry.lease, entry.expired, local, monotonic);
-        Self { entry: entry.number, local, expires_at: entry.lease.expires_at(), lease }
+    pub(super) fn new(entry: &Entry, monotonic: Duration) -> Self {
+        let lease = LeaseState::of(&entry.lease, entry.expired, entry.local, monotonic);
+        Self { entry: entry.number, expires_at: entry.lease.expires_at(), lease }
     }
 
     /// Whether the agent's [`Profile`] was the same at both moments, but for its lease.
     pub fn shows_the_same_as(&self, other: &Self) -> bool {
-        (self.entry, self.local) == (other.entry, other.local)
+        self.entry == other.entry
     }
 }
 

@@ -14,7 +14,7 @@ use super::loads::Loads;
 use super::replica::{CommitMark, SinkBoard};
 use super::rotation::Rotation;
 use crate::clock::Clock;
-use crate::domain::{Agent, LogPosition, Ttl};
+use crate::domain::{Agent, Identity, LogPosition, Ttl};
 use crate::metrics::Metrics;
 use crate::store::{Acknowledged, Snapshot, Store, StoreError, Totals};
 
@@ -26,6 +26,8 @@ use crate::store::{Acknowledged, Snapshot, Store, StoreError, Totals};
 pub struct View {
     /// The store as it was; or why there is nothing to be read at present.
     pub snapshot: Result<Arc<Snapshot>, StoreError>,
+    /// This node, and who it was before.
+    pub identity: Arc<Identity>,
     /// Every agent.
     pub directory: Directory,
     /// How much work each provider was given lately.
@@ -38,10 +40,12 @@ pub struct View {
     pub acknowledged: Acknowledged,
 }
 
-impl Default for View {
-    fn default() -> Self {
+impl View {
+    /// Of a store of which nothing has been read yet.
+    fn of_nothing(identity: Arc<Identity>) -> Self {
         Self {
             snapshot: Err(StoreError::Closed),
+            identity,
             directory: Directory::default(),
             loads: Loads::default(),
             totals: Totals::default(),
@@ -49,9 +53,7 @@ impl Default for View {
             acknowledged: Acknowledged::default(),
         }
     }
-}
 
-impl View {
     /// The store as it was.
     pub fn snapshot(&self) -> Result<&Arc<Snapshot>, StoreError> {
         self.snapshot.as_ref().map_err(Clone::clone)
@@ -88,7 +90,13 @@ pub struct Core {
 }
 
 impl Core {
-    pub fn new(store: Store, clock: Arc<dyn Clock>, metrics: Metrics, default_ttl: Ttl) -> Self {
+    pub fn new(
+        store: Store,
+        identity: Arc<Identity>,
+        clock: Arc<dyn Clock>,
+        metrics: Metrics,
+        default_ttl: Ttl,
+    ) -> Self {
         Self {
             store,
             clock,
@@ -97,7 +105,7 @@ impl Core {
             rotation: Rotation::default(),
             sinks: SinkBoard::default(),
             exports: Exports::default(),
-            view: ArcSwap::default(),
+            view: ArcSwap::from_pointee(View::of_nothing(identity)),
             commits: watch::Sender::default(),
             failed: ArcSwapOption::empty(),
             closing: AtomicBool::new(false),
@@ -107,6 +115,14 @@ impl Core {
     /// Both clocks, now.
     pub fn moment(&self) -> Moment {
         Moment { now: self.clock.now(), monotonic: self.clock.monotonic() }
+    }
+
+    /// The view of the last commit, where the store can be read: the lists of one that cannot be may be out of date, and what
+    /// they do not list may be there.
+    pub fn readable(&self) -> Result<Guard<Arc<View>>, StoreError> {
+        let view = self.view();
+        view.snapshot()?;
+        Ok(view)
     }
 
     /// The view of the last commit.
@@ -119,10 +135,10 @@ impl Core {
         self.view().snapshot().cloned()
     }
 
-    /// Lets go of the store's last state, which keeps what it was read from in memory: nothing can be read until there is
-    /// another view.
-    pub fn withdraw_snapshot(&self) {
-        let view = View { snapshot: Err(StoreError::Closed), ..View::clone(&self.view()) };
+    /// Lets go of the store's last state, which keeps what it was read from in memory: until there is another view, whoever
+    /// reads is told why.
+    pub fn withdraw_snapshot(&self, why: StoreError) {
+        let view = View { snapshot: Err(why), ..View::clone(&self.view()) };
         self.view.store(Arc::new(view));
     }
 
@@ -179,7 +195,7 @@ impl Core {
     /// Closes the store for good.
     pub fn close(&self) {
         self.begin_closing();
-        self.withdraw_snapshot();
+        self.withdraw_snapshot(StoreError::Closed);
         self.store.close();
     }
 }

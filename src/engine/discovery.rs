@@ -20,7 +20,7 @@ impl Engine {
     /// Agents with any of the capabilities that keep all the bounds: cost up, score down, availability, id.
     pub fn search(&self, query: &SearchQuery, limit: usize) -> Result<Vec<Profile>, Error> {
         let began = self.core().clock.monotonic();
-        let view = self.core().view();
+        let view = self.core().readable()?;
         let live = view.directory.live();
         let ranks = query.capabilities.iter().filter_map(|capability| live.ranks(Some(capability)));
         let found: Vec<&Arc<Entry>> = merged(ranks, RankBy::Search, None)
@@ -38,7 +38,7 @@ impl Engine {
     /// candidate before any twice. Each answer is in order of rank: score down, cost up, id.
     pub fn recommend(&self, capability: &Capability, top_n: usize, include_busy: bool) -> Result<Vec<Profile>, Error> {
         let monotonic = self.core().clock.monotonic();
-        let view = self.core().view();
+        let view = self.core().readable()?;
         self.core().metrics.recommended(capability.as_str());
         let Some(ranks) = view.directory.live().ranks(Some(capability)) else { return Ok(Vec::new()) };
         let mut picked = self.core().rotation.next(capability, include_busy, ranks.by_score(), top_n, |entry| {
@@ -59,7 +59,7 @@ impl Engine {
     /// down, id. An online one, or a busy one if none is online.
     pub fn least_loaded(&self, capability: &Capability) -> Result<Option<Profile>, Error> {
         let moment = self.core().moment();
-        let view = self.core().view();
+        let view = self.core().readable()?;
         let Some(ranks) = view.directory.live().ranks(Some(capability)) else { return Ok(None) };
         let minute = minute_of(moment.now);
         let least_of = |wanted: AvailabilityStatus| {
@@ -86,7 +86,7 @@ impl Engine {
     /// Any online or busy agent, each with the same chance.
     pub fn random(&self, capability: Option<&Capability>) -> Result<Option<Profile>, Error> {
         let monotonic = self.core().clock.monotonic();
-        let view = self.core().view();
+        let view = self.core().readable()?;
         let Some(ranks) = view.directory.live().ranks(capability) else { return Ok(None) };
         let candidate = |entry: &&Arc<Entry>| {
             let takes_work =

@@ -48,6 +48,7 @@ pub use crate::store::{Balance, BalanceSide, OpenError, TransactionFilter};
 use self::agents::{AdjustReputation, ObserveOutcome, Register, Replace, Revive, Unregister, Update};
 use self::command::{Command, Repeatable, WithKey, job};
 use self::core::Core;
+use self::directory::Entry;
 use self::intake::Message;
 use self::ledger::{Decide, Record, RecordBatch};
 use self::writer::Writer;
@@ -151,7 +152,8 @@ impl Engine {
             Location::Backend(backend) => Store::open_backend(backend, None, mint)?,
         };
         let path = store.path().map_or_else(|| PathBuf::from("memory"), ToOwned::to_owned);
-        let core = Arc::new(Core::new(store, options.clock, options.metrics, options.agent_ttl));
+        let identity = Arc::clone(head.identity());
+        let core = Arc::new(Core::new(store, identity, options.clock, options.metrics, options.agent_ttl));
         let (messages, receiver) = crossbeam_channel::bounded(QUEUE_LENGTH);
         let writer =
             Writer::start(Arc::clone(&core), receiver, head, random).map_err(|error| open_error(&path, error))?;
@@ -170,7 +172,7 @@ impl Engine {
 
     /// This node.
     pub fn node_id(&self) -> NodeId {
-        self.core().store.node_id()
+        self.core().view().identity.node_id
     }
 
     /// How the sinks are doing.
@@ -218,7 +220,8 @@ impl Engine {
             // A commit may replace the lease at this moment. Either it finds the old one renewed when it has published the
             // new one, or that is seen here.
             fence(Ordering::SeqCst);
-            if self.core().view().directory.get(id).is_some_and(|now| Arc::ptr_eq(&now.lease, &entry.lease)) {
+            let still_its_own = |now: &Arc<Entry>| now.claimed && Arc::ptr_eq(&now.lease, &entry.lease);
+            if self.core().view().directory.get(id).is_some_and(still_its_own) {
                 return Pending::ready(Ok(expires_at));
             }
         }

@@ -74,9 +74,7 @@ pub struct StoreStatus {
 impl Engine {
     /// One agent, live or expired.
     pub fn agent(&self, id: &AgentId) -> Result<Profile, Error> {
-        let view = self.core().view();
-        // Where the store cannot be read, it cannot be said that there is none.
-        view.snapshot()?;
+        let view = self.core().readable()?;
         let entry = view.directory.get(id).ok_or_else(|| Refusal::AgentNotFound(id.clone()))?;
         Ok(self.profile(view.agent(entry)?, entry))
     }
@@ -89,13 +87,13 @@ impl Engine {
             return None;
         }
         let view = core.view();
-        Some(Glimpse::new(view.directory.get(id)?, core.store.node_id(), core.clock.monotonic()))
+        Some(Glimpse::new(view.directory.get(id)?, core.clock.monotonic()))
     }
 
     /// A page of agents.
     pub fn agents(&self, filter: &AgentFilter, page: PageRequest<'_>) -> Result<Page<Profile>, Error> {
         let after = page.cursor.map(|cursor| cursor::to_standing(filter.sort_by, cursor)).transpose()?;
-        let view = self.core().view();
+        let view = self.core().readable()?;
         let monotonic = self.core().clock.monotonic();
         let live = view.directory.live().ranks(filter.capability.as_ref());
         let expired = view.directory.expired().ranks(filter.capability.as_ref()).filter(|_| filter.include_expired);
@@ -123,9 +121,9 @@ impl Engine {
     }
 
     /// Every capability that live agents have, and how many have it.
-    pub fn capabilities(&self) -> BTreeMap<Capability, u64> {
-        let view = self.core().view();
-        view.directory.live().capabilities().map(|(capability, count)| (capability.clone(), count)).collect()
+    pub fn capabilities(&self) -> Result<BTreeMap<Capability, u64>, Error> {
+        let view = self.core().readable()?;
+        Ok(view.directory.live().capabilities().map(|(capability, count)| (capability.clone(), count)).collect())
     }
 
     /// What an agent paid and earned, by currency; empty for one that no transaction names.
@@ -157,9 +155,10 @@ impl Engine {
     /// The store in numbers.
     pub fn status(&self) -> Result<StoreStatus, Error> {
         let core = self.core();
-        let totals = core.view().totals;
+        let view = core.view();
+        let totals = view.totals;
         Ok(StoreStatus {
-            node_id: core.store.node_id(),
+            node_id: view.identity.node_id,
             path: core.store.path().map(ToOwned::to_owned),
             bytes: core.store.bytes()?,
             failure: core.failed().map(|error| error.to_string()),
@@ -183,7 +182,6 @@ impl Engine {
     }
 
     fn profile(&self, agent: Agent, entry: &Entry) -> Profile {
-        let local = agent.is_local(self.core().store.node_id());
-        Profile::new(agent, &entry.lease, self.core().clock.monotonic(), local)
+        Profile::new(agent, &entry.lease, self.core().clock.monotonic(), entry.local)
     }
 }

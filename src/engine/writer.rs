@@ -34,7 +34,7 @@ use crate::store::{Head, StoreAge, StoreError, minute_of};
 const MAX_EXPIRIES: usize = 1_000;
 /// The most aged records of one kind that one batch forgets.
 const MAX_PURGE: usize = 1_000;
-/// How often an idle writer looks whether the file is still there.
+/// How often an idle writer looks whether the file is still there and can be read.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(60);
 const RECEIPTS_KEPT: Duration = Duration::from_secs(7 * 24 * 3_600);
@@ -170,11 +170,9 @@ impl Writer {
         jobs.extend(first);
         let housekeeping = moment.monotonic >= self.next_housekeeping;
         if jobs.is_empty() && !housekeeping {
-            return self
-                .core
-                .store
-                .check_place()
-                .inspect_err(|cause| self.core.set_failed(cause.clone().into(), false));
+            let store = &self.core.store;
+            let checked = store.check_place().and_then(|()| store.check_access());
+            return checked.inspect_err(|cause| self.core.set_failed(cause.clone().into(), false));
         }
         let began = self.core.clock.monotonic();
         let commit_began = Instant::now();
@@ -195,10 +193,11 @@ impl Writer {
         if commands > 0 {
             self.core.metrics.committed(commands, self.core.clock.monotonic().saturating_sub(began));
         }
-        self.apply(effects);
+        let published = self.apply(effects);
         for job in jobs {
             job.finish(None, &self.core.metrics);
         }
+        published?;
         if housekeeping {
             // Writing it may take a while, for which neither what was committed nor its answers wait.
             self.keep_reserve();
@@ -265,7 +264,8 @@ impl Writer {
         Ok(effects)
     }
 
-    fn apply(&mut self, (effects, recorded): (Vec<Effect>, Recorded)) {
+    /// Takes over what a commit has changed, and publishes it.
+    fn apply(&mut self, (effects, recorded): (Vec<Effect>, Recorded)) -> Result<(), StoreError> {
         let metrics = &self.core.metrics;
         let mut replaced = Vec::new();
         recorded.count(metrics, &mut self.loads, &mut self.load_minutes);
@@ -277,7 +277,10 @@ impl Writer {
                     } else {
                         self.leases.watch(&entry.standing.agent_id, &entry.lease);
                         let before = self.directory.get(&entry.standing.agent_id);
-                        if let Some(before) = before.filter(|before| entry.local && before.local) {
+                        let is_replaced = |before: &&Arc<Entry>| {
+                            entry.local && before.local && !Arc::ptr_eq(&before.lease, &entry.lease)
+                        };
+                        if let Some(before) = before.filter(is_replaced) {
                             let lease = |entry: &Entry| (Arc::clone(&entry.lease), entry.ttl);
                             replaced.push((lease(before), lease(&entry)));
                         }
@@ -315,7 +318,7 @@ impl Writer {
                 }
             }
         }
-        self.publish();
+        let published = self.publish();
         // A heartbeat that came after the batch had begun has renewed the lease that the agent had before. It counts for the
         // new one; what has ended needs no more. One that comes from here on sees the new one.
         fence(Ordering::SeqCst);
@@ -324,19 +327,27 @@ impl Writer {
                 lease.renew(self.core.moment(), ttl).ok();
             }
         }
+        published
     }
 
-    fn publish(&self) {
+    /// Shows everybody what is committed.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read, which is shown as well.
+    fn publish(&self) -> Result<(), StoreError> {
         let (totals, log) = (*self.head.totals(), self.head.log_position());
         let mark =
             CommitMark { log_seq: log.seq, change_seq: totals.change_seq, observation_seq: self.observation_seq };
         let (directory, loads) = (self.directory.clone(), self.loads.clone());
-        let acknowledged = self.head.acknowledged();
+        let (identity, acknowledged) = (Arc::clone(self.head.identity()), self.head.acknowledged());
         let snapshot = self.core.store.snapshot().map(Arc::new);
-        if let Err(error) = &snapshot {
-            tracing::error!(%error, "what was committed cannot be read; the next commit tries again");
+        let readable = snapshot.as_ref().map(drop).map_err(Clone::clone);
+        if let Err(cause) = &readable {
+            self.core.set_failed(cause.clone().into(), false);
         }
-        self.core.publish(View { snapshot, directory, loads, totals, log, acknowledged }, mark);
+        self.core.publish(View { snapshot, identity, directory, loads, totals, log, acknowledged }, mark);
+        readable
     }
 
     /// Derives directory and loads from the store. Leases that run go on; an agent without one that is not marked
@@ -346,7 +357,7 @@ impl Writer {
         let snapshot = self.core.store.snapshot()?;
         let mut directory = Directory::default();
         let mut leases = LeaseQueue::default();
-        let node_id = self.core.store.node_id();
+        let node_id = self.head.identity().node_id;
         snapshot.for_each_agent(|agent| {
             let running = self.directory.get(&agent.agent_id).map(|entry| Arc::clone(&entry.lease));
             let lease = match running {
@@ -366,8 +377,7 @@ impl Writer {
             loads.add(&mut minutes, &load.provider, &load.capability, load.minute, load.count);
         })?;
         (self.directory, self.leases, self.loads, self.load_minutes) = (directory, leases, loads, minutes);
-        self.publish();
-        Ok(())
+        self.publish()
     }
 
     /// Reopens and verifies until the store takes writes again; whether the engine is to stop instead. Meanwhile every
@@ -386,7 +396,7 @@ impl Writer {
             }
             self.core.set_failed(Error::from(cause.clone()), condition == Condition::OnReserve);
             let began = self.core.clock.monotonic();
-            let attempt = self.try_recover(&mut condition);
+            let attempt = self.try_recover(&cause, &mut condition);
             let took = self.core.clock.monotonic().saturating_sub(began);
             match attempt {
                 Ok(()) => {
@@ -412,9 +422,10 @@ impl Writer {
 
     /// Reopens where redb has latched an error, and finds out whether the disk takes writes: first without the store,
     /// since a failed write would latch it again and take it from its readers.
-    fn try_recover(&mut self, condition: &mut Condition) -> Result<(), StoreError> {
+    fn try_recover(&mut self, cause: &StoreError, condition: &mut Condition) -> Result<(), StoreError> {
         self.core.store.check_place()?;
         if *condition == Condition::Latched {
+            self.core.withdraw_snapshot(cause.clone());
             sound(|| self.reopen())?;
             *condition = Condition::Readable;
         }
@@ -431,12 +442,12 @@ impl Writer {
         *condition = Condition::Latched;
         sound(|| self.core.store.resume())?;
         sound(|| self.core.store.probe())?;
-        Ok(())
+        // Else the pages of the probe would be held for as long as nothing else is written.
+        self.publish()
     }
 
     fn reopen(&mut self) -> Result<(), StoreError> {
-        self.core.withdraw_snapshot();
-        self.head = self.core.store.reopen()?;
+        self.head = self.core.store.reopen(self.head.identity().node_id)?;
         self.rebuild()
     }
 
@@ -466,7 +477,7 @@ impl Writer {
         let moment = self.core.moment();
         let committed = self.commit(&mut jobs, None, moment, false);
         let failure = committed.as_ref().err().map(|cause| Error::from(cause.clone()));
-        let committed = committed.map(|effects| self.apply(effects));
+        let committed = committed.and_then(|effects| self.apply(effects));
         for job in jobs {
             job.finish(failure.as_ref(), &self.core.metrics);
         }

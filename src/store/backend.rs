@@ -17,29 +17,40 @@ use redb::StorageBackend;
 #[derive(Debug)]
 pub struct Revocable {
     backend: Arc<dyn StorageBackend>,
-    revoked: Arc<AtomicBool>,
+    state: Arc<State>,
 }
 
-/// Takes a [`Revocable`] away from whoever still reads through it.
+/// What the owner of a [`Revocable`] keeps of it.
 #[derive(Debug, Clone)]
-pub struct Revoker(Arc<AtomicBool>);
+pub struct Revoker(Arc<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    revoked: AtomicBool,
+    failed_to_read: AtomicBool,
+}
 
 impl Revoker {
     /// From here on every access fails.
     pub fn revoke(&self) {
-        self.0.store(true, Ordering::SeqCst);
+        self.0.revoked.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether a read has failed. redb has latched it then, and reads only what it holds in memory.
+    pub fn has_failed_to_read(&self) -> bool {
+        self.0.failed_to_read.load(Ordering::SeqCst)
     }
 }
 
 impl Revocable {
     /// A new use of `backend`.
     pub fn new(backend: Arc<dyn StorageBackend>) -> (Self, Revoker) {
-        let revoked = Arc::new(AtomicBool::new(false));
-        (Self { backend, revoked: Arc::clone(&revoked) }, Revoker(revoked))
+        let state = Arc::new(State::default());
+        (Self { backend, state: Arc::clone(&state) }, Revoker(state))
     }
 
     fn backend(&self) -> io::Result<&dyn StorageBackend> {
-        if self.revoked.load(Ordering::SeqCst) {
+        if self.state.revoked.load(Ordering::SeqCst) {
             Err(io::Error::other("the store was reopened; this view of it is gone"))
         } else {
             Ok(&*self.backend)
@@ -53,7 +64,7 @@ impl StorageBackend for Revocable {
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.backend()?.read(offset, out)
+        self.backend()?.read(offset, out).inspect_err(|_| self.state.failed_to_read.store(true, Ordering::SeqCst))
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

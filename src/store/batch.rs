@@ -210,6 +210,11 @@ impl Head {
         }
     }
 
+    /// This store's node, and who it was before, as of the last commit.
+    pub fn identity(&self) -> &Arc<Identity> {
+        &self.identity
+    }
+
     /// The counters of the whole store as of the last commit.
     pub fn totals(&self) -> &TotalsV2 {
         &self.totals

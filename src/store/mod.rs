@@ -46,11 +46,12 @@ mod tables;
 mod trial;
 mod verify;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwapOption;
 use rand::Rng;
 use redb::{Database, Durability, ReadableDatabase, StorageBackend};
 
@@ -103,7 +104,6 @@ pub struct Store {
     reserve: Option<Reserve>,
     /// What is put there when the store is closed; only beside a file.
     seal: Option<Seal>,
-    identity: ArcSwap<Identity>,
 }
 
 /// What a new store's node id is minted from.
@@ -198,19 +198,8 @@ impl Store {
             })?
         };
         let opened = ArcSwapOption::new(Some(Arc::new(opened)));
-        let identity = ArcSwap::new(Arc::clone(&head.identity));
         let reserve = path.as_deref().map(Reserve::of);
-        Ok((Self { backend: Mutex::new(Some(backend)), opened, path, reserve, seal, identity }, head))
-    }
-
-    /// This store's node.
-    pub fn node_id(&self) -> NodeId {
-        self.identity.load().node_id
-    }
-
-    /// This store's node, and who it was before.
-    pub fn identity(&self) -> Arc<Identity> {
-        self.identity.load_full()
+        Ok((Self { backend: Mutex::new(Some(backend)), opened, path, reserve, seal }, head))
     }
 
     /// Where the file is; `None` for other backends.
@@ -224,6 +213,8 @@ impl Store {
     }
 
     /// One state of the store, for reading. A held snapshot keeps its pages from being reused.
+    ///
+    /// It waits while a commit makes the file longer, so it is for whoever commits; others read in what that shows them.
     pub fn snapshot(&self) -> Result<Snapshot, StoreError> {
         let opened = self.opened.load();
         let opened = opened.as_ref().ok_or(StoreError::Closed)?;
@@ -261,7 +252,6 @@ impl Store {
             let after = batch.finish()?;
             transaction.commit()?;
             *head = after;
-            self.identity.store(Arc::clone(&head.identity));
             Ok(result)
         })
         .inspect_err(|_| opened.failed.store(true, Ordering::Relaxed))
@@ -272,6 +262,16 @@ impl Store {
     pub fn check_place(&self) -> Result<(), StoreError> {
         match (&self.seal, &self.path) {
             (Some(seal), Some(path)) if !seal.is_in_its_place() => Err(StoreError::Displaced(path.clone())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether redb still reads and writes. It does not once a read has failed, of which only its reader was told.
+    pub fn check_access(&self) -> Result<(), StoreError> {
+        match self.opened.load().as_deref() {
+            Some(opened) if opened.revoker.has_failed_to_read() => {
+                Err(StoreError::Io(Arc::new(io::Error::other("the file could not be read"))))
+            }
             _ => Ok(()),
         }
     }
@@ -311,8 +311,8 @@ impl Store {
     /// one fail from here on.
     ///
     /// Nothing reaches the disk, so that it can be read from even where it takes no writes. Before the next write comes
-    /// [`resume`](Self::resume).
-    pub fn reopen(&self) -> Result<Head, StoreError> {
+    /// [`resume`](Self::resume). `node_id` says whose file it was.
+    pub fn reopen(&self, node_id: NodeId) -> Result<Head, StoreError> {
         if let Some(old) = self.opened.swap(None) {
             old.revoker.revoke();
         }
@@ -320,10 +320,9 @@ impl Store {
         let opened = open_database(trial.clone(), true)?;
         let head = guarded(|| read_head(&opened.database)).map_err(HeadError::of_known)?;
         // A change of identity may have been committed although its commit failed.
-        if !head.identity.is_own(self.node_id()) {
+        if !head.identity.is_own(node_id) {
             return Err(StoreError::Damaged("it is another node's file now".to_owned()));
         }
-        self.identity.store(Arc::clone(&head.identity));
         self.opened.store(Some(Arc::new(Opened { trial: Some(trial), ..opened })));
         Ok(head)
     }
@@ -386,7 +385,6 @@ fn probe(database: &Database) -> Result<(), StoreError> {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
     use std::sync::atomic::AtomicBool;
 
     use rand::SeedableRng;

@@ -128,7 +128,7 @@ fn compare_discovery(engine: &Engine, model: &Marketplace, now: Now) {
     for name in live.iter().flat_map(|agent| agent.registration.capabilities.iter()) {
         *counts.entry(name.clone()).or_insert(0) += 1;
     }
-    assert_eq!(engine.capabilities(), counts);
+    assert_eq!(engine.capabilities().unwrap(), counts);
     for wanted in [&[][..], &CAPABILITIES[..1], &CAPABILITIES[..]] {
         for (max_cost, min_score) in [(None, None), (Some("1"), None), (None, Some(0.3))] {
             let max_cost = max_cost.map(|cost| Money::parse(cost).expect("a decimal"));

@@ -52,7 +52,7 @@ pub enum Saved {
 impl Engine {
     /// Who this node is, and who it was before.
     pub fn identity(&self) -> Identity {
-        Identity::clone(&self.core().store.identity())
+        Identity::clone(&self.core().view().identity)
     }
 
     /// Goes on as a new node, since another file goes by the id `known_as`, and answers with the new id. Where this node

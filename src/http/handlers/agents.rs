@@ -284,7 +284,7 @@ pub(crate) async fn list_agents(api: Arc<Api>, call: Call) -> Answer {
 pub(crate) async fn count_capabilities(api: Arc<Api>, call: Call) -> Answer {
     call.no_query()?;
 
-    Reply::json(&api.engine.capabilities()).into()
+    Reply::json(&api.engine.capabilities()?).into()
 }
 
 /// What an agent has paid and earned, by currency.
