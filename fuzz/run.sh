@@ -9,7 +9,7 @@ set -eu
 
 seconds=${1:?usage: fuzz/run.sh SECONDS [TARGET...]}
 shift
-[ $# -gt 0 ] || set -- codec request commands
+[ $# -gt 0 ] || set -- codec request commands file
 
 for tool in cargo rustc; do
     command -v "$tool" >/dev/null || { echo "fuzz/run.sh: $tool is missing" >&2; exit 69; }

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Every test that tries again and again, and one table of what was tried: tests/trials.sh [--seed N] [--large] [CLASS...]
+# Every test that attacks a promise, and one table of what was tried: tests/trials.sh [--seed N] [--large] [CLASS...]
 #
 # Without --seed there is a new one for each run. --large takes hours instead of minutes. Classes are those of the table
-# below. What a test says goes to a file that is kept if it fails. Exit code 1 if anything failed.
+# below; schemathesis, which needs python3 and PyPI, is tried where it is named or --large. What a test says goes to a file
+# that is kept if it fails. Exit code 1 if anything failed.
 #
-# How much is tried stands in each test's own report, not here, so the table tells of what really ran.
+# How much is tried stands in each test's own report, not here, so the table tells of what really ran. Of a class that
+# reports nothing, each test is a trial.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -44,14 +46,24 @@ history     history     -                                          TRADEPOST_HIS
 model       model       -                                          TRADEPOST_MODELS=10000        TRADEPOST_MODELS_SEED
 sync_faults sync_faults whatever_fails_central_ends_up             TRADEPOST_FAULTS=300          TRADEPOST_FAULTS_SEED
 fleet       fleet       -                                          TRADEPOST_FLEETS=10000        TRADEPOST_FLEETS_SEED
+identity    sync_identity -                                        -                             -
+replication replication -                                          -                             -
+strangers   sync_postgres -                                        -                             -
+registry    sync_redis  -                                          -                             -
+surroundings surroundings -                                        -                             -
+hostile     hostile     -                                          -                             -
+browser     browser     -                                          -                             -
+tls         tls         -                                          -                             -
+verify      verify      -                                          -                             -
+refusals    refusals    -                                          -                             -
 soak        soak        -                                          TRADEPOST_SOAK_SECONDS=1800   TRADEPOST_SOAK_SEED"
 
 is_chosen() {
     [ ${#chosen[@]} -eq 0 ] || [[ " ${chosen[*]} " == *" $1 "* ]]
 }
 for class in "${chosen[@]}"; do
-    if [ "$class" != fuzz ] && ! grep -q "^$class " <<<"$classes"; then
-        echo "$0: there is no class $class; there are $(awk '{print $1}' <<<"$classes" | tr '\n' ' ')and fuzz" >&2
+    if [ "$class" != fuzz ] && [ "$class" != schemathesis ] && ! grep -q "^$class " <<<"$classes"; then
+        echo "$0: there is no class $class; there are $(awk '{print $1}' <<<"$classes" | tr '\n' ' ')fuzz schemathesis" >&2
         exit 64
     fi
 done
@@ -74,6 +86,11 @@ sum() {
     sed -n "s/.*\"$1\":\([0-9.]*\).*/\1/p" "$report" | awk '{ sum += $1 } END { print sum + 0 }'
 }
 
+# The sum of the numbers in the log's lines that match, by the pattern's only group.
+sum_log() {
+    sed -n "s/$1/\\1/p" "$log" | awk '{ sum += $1 } END { print sum + 0 }'
+}
+
 # run CLASS SEEDED COMMAND...: runs it with the environment that is set, and takes its report for a row
 run() {
     local class=$1 seeded=$2 log=$work/$1.log trials failures shown began code=0
@@ -82,13 +99,24 @@ run() {
     echo "$class ..." >&2
     began=$SECONDS
     env TRADEPOST_TRIALS_REPORT="$report" "$@" >"$log" 2>&1 || code=$?
-    if [ "$class" = fuzz ]; then
-        trials=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log" | awk '{ sum += $1 } END { print sum + 0 }')
-        failures=$((code != 0))
-    else
+    case "$class" in
+    fuzz)
+        trials=$(sum_log '^stat::number_of_executed_units: *\([0-9]*\).*')
+        failures=0
+        ;;
+    schemathesis)
+        trials=$(sum_log '^ *\([0-9]*\) generated.*')
+        failures=0
+        ;;
+    *)
         trials=$(sum trials)
         failures=$(sum failures)
-    fi
+        if [ ! -s "$report" ]; then
+            failures=$(sum_log '^test result:.* \([0-9]*\) failed;.*')
+            trials=$((failures + $(sum_log '^test result:.* \([0-9]*\) passed;.*')))
+        fi
+        ;;
+    esac
     # What fails without a word, or tries nothing, has failed as well.
     if [ "$code" -ne 0 ] || [ "$trials" -eq 0 ]; then
         [ "$failures" -ne 0 ] || failures=1
@@ -128,6 +156,9 @@ if is_chosen fuzz; then
     seconds=10
     [ -z "$large" ] || seconds=600
     run fuzz TRADEPOST_FUZZ_SEED TRADEPOST_FUZZ_SEED="$seed" fuzz/run.sh "$seconds" </dev/null
+fi
+if [ -n "$large" ] && [ ${#chosen[@]} -eq 0 ] || [[ " ${chosen[*]-} " == *" schemathesis "* ]]; then
+    run schemathesis --seed tests/schemathesis.sh --seed "$seed" </dev/null
 fi
 
 printf '%-12s %10s %10s %12s %9s\n' 'fault class' trials failures seed seconds
