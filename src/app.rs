@@ -27,13 +27,15 @@ use crate::config::{CentralUrl, Certificate, ReplicationSettings, ServeSettings,
 use crate::engine::{Engine, Location, OpenError, Options};
 use crate::exporter::{self, ExporterOptions};
 use crate::http::{self, Api, Limits, Listener, ServerInfo};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, StateSource};
 use crate::store::FileId;
 use crate::sync::{self, CurrentUrl, SyncOptions};
 use crate::tls::server::CurrentTls;
 
 /// When shutting down has taken this long, the disk hangs and the process leaves it.
 const SHUTDOWN_LIMIT: Duration = Duration::from_millis(9_400);
+/// How often it is asked whether the disk hangs.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// What the log is given before a process that hangs is left.
 const LAST_WORDS: Duration = Duration::from_millis(50);
 /// Threads for reads that take longer: lists, searches, exports. None of them waits for a client, so there are only as many
@@ -192,15 +194,27 @@ async fn run(
             }
         });
     }
+    let watching = tokio::spawn(watch_disk(api.engine.clone()));
     notify_service_manager(&[sd_notify::NotifyState::Ready]);
     http::serve(listeners, api, stopped, Limits::default()).await;
     notify_service_manager(&[sd_notify::NotifyState::Stopping]);
+    watching.abort();
     // While the store's file is still locked: whoever opens it next makes a socket of its own under this name.
     drop(socket_file);
     if let Some(exporter) = exporter {
         exporter.join().await;
     }
     Ok(())
+}
+
+/// A disk that hangs is in the log also where nobody asks for anything.
+async fn watch_disk(engine: Engine) {
+    let mut ticks = tokio::time::interval(LOOK_EVERY);
+    loop {
+        ticks.tick().await;
+        // Whoever asks and finds it hanging says so.
+        engine.is_ready();
+    }
 }
 
 /// Tells systemd, where it runs us and asked to be told.

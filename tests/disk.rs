@@ -7,6 +7,7 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::thread;
 use std::time::Duration;
 
 use common::central::{Central, record, register, sink, wait_until_central};
@@ -164,6 +165,42 @@ fn while_every_sync_fails_reads_go_on_and_nothing_is_acknowledged() {
         books.check(&sidecar);
         assert_survives(sidecar, &disk, &books);
     }
+}
+
+/// A disk that does not answer gives nobody an error. It is in the log also where nobody asks for anything.
+#[test]
+fn a_sync_that_hangs_is_shown_while_reads_go_on() {
+    let disk = Disk::of_mib(32);
+    let mut books = Books::default();
+    let sidecar = started(&disk, &mut books);
+    let injection = disk.inject(&sidecar, "fdatasync", "delay_enter=12000000:when=1");
+    thread::scope(|scope| {
+        let mut slow = Books { asked: books.asked.clone(), ..Books::default() };
+        let waiting = scope.spawn(|| {
+            let answer = slow.record(&mut sidecar.client(), 10);
+            (answer, slow)
+        });
+        sidecar.log_line("the disk does not answer a commit; nothing more is taken until it does");
+        let mut client = sidecar.client();
+        let words = "the disk has not answered a commit for";
+        let ready = client.get("/readyz");
+        assert!(ready.status == 503 && ready.text().contains(words), "{}", ready.text());
+        let status = client.get("/v1/status").expect(200).json();
+        assert!(status["store"]["last_error"].as_str().is_some_and(|error| error.contains(words)), "{status}");
+        assert!(!store_ready(&mut client));
+        client.get("/v1/transactions/t0").expect(200);
+        client.post_nothing("/v1/agents/keeper/heartbeat").expect(200);
+        client.get("/livez").expect(200);
+        // It has the id of the one that waits, and is not that one.
+        assert_refused(&books.record(&mut client, 10), 503, "store_unavailable");
+        let (answer, slow) = waiting.join().expect("it is answered");
+        answer.expect(201);
+        books.acknowledged.extend(slow.acknowledged);
+    });
+    wait_until_healed(&sidecar, &mut books);
+    books.check(&sidecar);
+    drop(injection);
+    assert_survives(sidecar, &disk, &books);
 }
 
 /// One that dies while its disk fails leaves what it has acknowledged, and is not started on that disk.

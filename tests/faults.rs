@@ -623,6 +623,32 @@ fn no_heartbeat_is_lost_on_an_agent_that_is_being_written() {
     engine.heartbeat(&agent_id("new")).wait().unwrap();
 }
 
+/// Nobody gets an error from a disk that does not answer, and whoever waits for it waits in vain.
+#[test]
+fn a_commit_that_hangs_is_seen_and_nothing_more_is_taken_meanwhile() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("f.redb");
+    let (file, clock, engine) = turned_by_hand(&path);
+    engine.record(new(0), None).wait().unwrap();
+    file.set(SYNC_HANGS);
+    let pending = engine.record(new(1), None);
+    file.wait_until_it_hangs();
+    engine.ready().expect("a commit may take a while");
+    clock.advance(Duration::from_secs(9));
+    let failure = engine.ready().unwrap_err().to_string();
+    assert!(failure.contains("the disk has not answered a commit for 9 s"), "{failure}");
+    assert_eq!(engine.status().unwrap().failure, Some(failure.clone()));
+    assert_eq!(engine.record(new(2), None).wait().unwrap_err().to_string(), failure);
+    assert!(engine.transaction(&id(0)).is_ok(), "it is read from all the same");
+    file.set(SOUND);
+    pending.wait().unwrap();
+    engine.ready().unwrap();
+    engine.record(new(3), None).wait().unwrap();
+    assert!(engine.transaction(&id(2)).is_err(), "it was refused");
+    drop((engine, file));
+    assert_clean(&path);
+}
+
 /// A panic where none was thought of ends the writer, but not unseen: whoever asks is told, and reads go on.
 #[test]
 fn a_writer_that_panicked_is_seen_to_have_failed_and_can_be_closed() {

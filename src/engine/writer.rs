@@ -224,7 +224,8 @@ impl Writer {
         let age = self.opened_at_age.after(moment.monotonic.saturating_sub(self.started));
         let is_settling_put_off = moment.monotonic < self.settling_put_off_until;
         let next_purged_agent = &mut self.next_purged_agent;
-        let (effects, purged) = self.core.store.write(&mut self.head, |batch| {
+        self.core.begin_commit();
+        let committed = self.core.store.write(&mut self.head, |batch| {
             let mut purged = 0;
             let mut forgotten = Vec::new();
             batch.grow_to(age);
@@ -254,7 +255,9 @@ impl Writer {
             let (mut effects, recorded) = session.into_effects();
             effects.splice(0..0, forgotten.into_iter().map(Effect::Remove));
             Ok(((effects, recorded), purged))
-        })?;
+        });
+        self.core.end_commit();
+        let (effects, purged) = committed?;
         if housekeeping {
             // When there was more to forget than one batch may, the next one goes on.
             let pause = if purged < MAX_PURGE { HOUSEKEEPING_EVERY } else { Duration::ZERO };

@@ -3,6 +3,7 @@
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTable, TableDefinition, TableHandle};
@@ -29,6 +30,8 @@ pub(super) type TallyRow = (Vec<u8>, Vec<u8>);
 /// One state of the store. It stays readable, and pins its pages, for as long as it is held.
 pub struct Snapshot {
     transaction: ReadTransaction,
+    /// Open once somebody has looked an agent up, for all who do so after that.
+    agents: OnceLock<ReadOnlyTable<&'static str, &'static [u8]>>,
 }
 
 /// How many transactions were created for a provider and a capability in one minute.
@@ -71,7 +74,7 @@ pub enum ChangedState {
 
 impl Snapshot {
     pub(super) fn new(transaction: ReadTransaction) -> Self {
-        Self { transaction }
+        Self { transaction, agents: OnceLock::new() }
     }
 
     pub(super) fn table<K: redb::Key + 'static, V: redb::Value + 'static>(
@@ -125,13 +128,21 @@ impl Snapshot {
 
     /// One agent.
     pub fn agent(&self, id: &AgentId) -> Result<Option<Agent>, StoreError> {
-        let row = self.table(tables::AGENTS)?.get(id.as_str())?;
+        let row = self.agents()?.get(id.as_str())?;
         row.map(|row| codec::decode::<AgentV2>(row.value())?.into_domain()).transpose()
+    }
+
+    fn agents(&self) -> Result<&ReadOnlyTable<&'static str, &'static [u8]>, StoreError> {
+        if let Some(table) = self.agents.get() {
+            return Ok(table);
+        }
+        let table = self.table(tables::AGENTS)?;
+        Ok(self.agents.get_or_init(|| table))
     }
 
     /// Visits every agent, by id. For starting up, not for requests.
     pub fn for_each_agent(&self, mut visit: impl FnMut(Agent)) -> Result<(), StoreError> {
-        for entry in self.table(tables::AGENTS)?.iter()? {
+        for entry in self.agents()?.iter()? {
             visit(codec::decode::<AgentV2>(entry?.1.value())?.into_domain()?);
         }
         Ok(())
