@@ -27,7 +27,7 @@ use crate::config::{CentralUrl, Certificate, ReplicationSettings, ServeSettings,
 use crate::engine::{Engine, Location, OpenError, Options};
 use crate::exporter::{self, ExporterOptions};
 use crate::http::{self, Api, Limits, Listener, ServerInfo};
-use crate::metrics::{Metrics, StateSource};
+use crate::metrics::Metrics;
 use crate::store::FileId;
 use crate::sync::{self, CurrentUrl, SyncOptions};
 use crate::tls::server::CurrentTls;
@@ -207,13 +207,12 @@ async fn run(
     Ok(())
 }
 
-/// A disk that hangs is in the log also where nobody asks for anything.
+/// A disk that hangs is in the log also where nobody asks for anything. Until the task is aborted.
 async fn watch_disk(engine: Engine) {
     let mut ticks = tokio::time::interval(LOOK_EVERY);
     loop {
         ticks.tick().await;
-        // Whoever asks and finds it hanging says so.
-        engine.is_ready();
+        engine.look_at_disk();
     }
 }
 

@@ -173,7 +173,7 @@ fn a_sync_that_hangs_is_shown_while_reads_go_on() {
     let disk = Disk::of_mib(32);
     let mut books = Books::default();
     let sidecar = started(&disk, &mut books);
-    let injection = disk.inject(&sidecar, "fdatasync", "delay_enter=12000000:when=1");
+    let injection = disk.inject(&sidecar, "fdatasync", "delay_enter=18000000:when=1");
     thread::scope(|scope| {
         let mut slow = Books { asked: books.asked.clone(), ..Books::default() };
         let waiting = scope.spawn(|| {
@@ -182,7 +182,7 @@ fn a_sync_that_hangs_is_shown_while_reads_go_on() {
         });
         sidecar.log_line("the disk does not answer a commit; nothing more is taken until it does");
         let mut client = sidecar.client();
-        let words = "the disk has not answered a commit for";
+        let words = "the disk has not answered a commit";
         let ready = client.get("/readyz");
         assert!(ready.status == 503 && ready.text().contains(words), "{}", ready.text());
         let status = client.get("/v1/status").expect(200).json();

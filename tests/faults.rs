@@ -628,15 +628,16 @@ fn no_heartbeat_is_lost_on_an_agent_that_is_being_written() {
 fn a_commit_that_hangs_is_seen_and_nothing_more_is_taken_meanwhile() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("f.redb");
-    let (file, clock, engine) = turned_by_hand(&path);
+    let file = FragileFile::create(&path);
+    let engine = Engine::open(Options::new(Location::Backend(file.clone()))).unwrap();
     engine.record(new(0), None).wait().unwrap();
     file.set(SYNC_HANGS);
     let pending = engine.record(new(1), None);
     file.wait_until_it_hangs();
     engine.ready().expect("a commit may take a while");
-    clock.advance(Duration::from_secs(9));
+    wait_until("nobody notices", || engine.ready().is_err());
     let failure = engine.ready().unwrap_err().to_string();
-    assert!(failure.contains("the disk has not answered a commit for 9 s"), "{failure}");
+    assert!(failure.contains("the disk has not answered a commit"), "{failure}");
     assert_eq!(engine.status().unwrap().failure, Some(failure.clone()));
     assert_eq!(engine.record(new(2), None).wait().unwrap_err().to_string(), failure);
     assert!(engine.transaction(&id(0)).is_ok(), "it is read from all the same");

@@ -38,18 +38,21 @@ esac
 # class, test, the one function of it (or nothing: all), how many in a large run, what sets the seed
 classes="\
 power_loss  power_loss  -                                          TRADEPOST_POWER_LOSSES=200000 TRADEPOST_POWER_LOSSES_SEED
-faults      faults      whichever_operation_fails                  -                             -
-damage      damage      an_altered_file                            TRADEPOST_DAMAGES=200000      TRADEPOST_DAMAGES_SEED
+faults      faults      -                                          -                             -
+damage      damage      -                                          TRADEPOST_DAMAGES=200000      TRADEPOST_DAMAGES_SEED
 disk        disk        -                                          -                             -
 crash       crash       what_was_acknowledged_survives_kill_9      TRADEPOST_CRASH_ROUNDS=200    -
 history     history     -                                          TRADEPOST_HISTORIES=5000      TRADEPOST_HISTORIES_SEED
 model       model       -                                          TRADEPOST_MODELS=10000        TRADEPOST_MODELS_SEED
+fold        fold        -                                          -                             -
+day         day         -                                          -                             -
 sync_faults sync_faults whatever_fails_central_ends_up             TRADEPOST_FAULTS=300          TRADEPOST_FAULTS_SEED
 fleet       fleet       -                                          TRADEPOST_FLEETS=10000        TRADEPOST_FLEETS_SEED
 identity    sync_identity -                                        -                             -
 replication replication -                                          -                             -
 strangers   sync_postgres -                                        -                             -
 registry    sync_redis  -                                          -                             -
+scripts     sync_redis_scripts -                                   -                             -
 surroundings surroundings -                                        -                             -
 hostile     hostile     -                                          -                             -
 browser     browser     -                                          -                             -
@@ -141,7 +144,6 @@ done <<<"$classes"
 while read -r class test function count seeded; do
     is_chosen "$class" || continue
     if [ ! -e "tests/$test.rs" ]; then
-        [ ${#chosen[@]} -eq 0 ] && continue
         echo "$0: there is no tests/$test.rs" >&2
         exit 64
     fi

@@ -1,8 +1,7 @@
 //! What the writer and all handles share.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 use tokio::sync::watch;
@@ -10,7 +9,8 @@ use tokio::sync::watch;
 use super::directory::{Directory, Entry};
 use super::error::Error;
 use super::export::Exports;
-use super::lease::{Moment, micros};
+use super::hang::Progress;
+use super::lease::Moment;
 use super::loads::Loads;
 use super::replica::{CommitMark, SinkBoard};
 use super::rotation::Rotation;
@@ -18,10 +18,6 @@ use crate::clock::Clock;
 use crate::domain::{Agent, Identity, LogPosition, Ttl};
 use crate::metrics::Metrics;
 use crate::store::{Acknowledged, Snapshot, Store, StoreError, Totals};
-
-/// When a commit has taken this long the disk hangs, and what more is asked for is refused at once.
-const HANGING: Duration = Duration::from_secs(8);
-const NO_COMMIT: u64 = u64::MAX;
 
 /// One state of the store, that of the last commit, with what is derived from it.
 ///
@@ -88,13 +84,10 @@ pub struct Core {
     pub rotation: Rotation,
     pub sinks: SinkBoard,
     pub exports: Exports,
+    pub progress: Progress,
     view: ArcSwap<View>,
     commits: watch::Sender<CommitMark>,
     failed: ArcSwapOption<Failed>,
-    /// When the commit that is under way began, in microseconds of monotonic time; [`NO_COMMIT`] between commits.
-    commit_began: AtomicU64,
-    /// Whether the log has it that this commit hangs.
-    hang_is_told: AtomicBool,
     closing: AtomicBool,
 }
 
@@ -114,11 +107,10 @@ impl Core {
             rotation: Rotation::default(),
             sinks: SinkBoard::default(),
             exports: Exports::default(),
+            progress: Progress::default(),
             view: ArcSwap::from_pointee(View::of_nothing(identity)),
             commits: watch::Sender::default(),
             failed: ArcSwapOption::empty(),
-            commit_began: AtomicU64::new(NO_COMMIT),
-            hang_is_told: AtomicBool::new(false),
             closing: AtomicBool::new(false),
         }
     }
@@ -174,39 +166,10 @@ impl Core {
 
     /// Why the store takes no writes at present, if it takes none.
     pub fn failure(&self) -> Option<Error> {
-        self.failed.load().as_deref().map(|failed| failed.error.clone()).or_else(|| self.hang())
-    }
-
-    /// That the disk hangs, if it does.
-    fn hang(&self) -> Option<Error> {
-        let began = self.commit_began.load(Ordering::Acquire);
-        if began == NO_COMMIT {
-            return None;
-        }
-        let took = self.clock.monotonic().saturating_sub(Duration::from_micros(began));
-        if took < HANGING {
-            return None;
-        }
-        if !self.hang_is_told.swap(true, Ordering::AcqRel) {
-            tracing::error!(
-                seconds = took.as_secs(),
-                "the disk does not answer a commit; nothing more is taken until it does"
-            );
-        }
-        Some(Error::Unavailable(format!("the disk has not answered a commit for {} s", took.as_secs()).into()))
-    }
-
-    /// A commit begins.
-    pub fn begin_commit(&self) {
-        self.commit_began.store(micros(self.clock.monotonic()), Ordering::Release);
-    }
-
-    /// The commit has ended, well or not.
-    pub fn end_commit(&self) {
-        self.commit_began.store(NO_COMMIT, Ordering::Release);
-        if self.hang_is_told.swap(false, Ordering::AcqRel) {
-            tracing::info!("the disk has answered the commit");
-        }
+        self.failed.load().as_deref().map(|failed| failed.error.clone()).or_else(|| {
+            let hangs = || Error::Unavailable("the disk has not answered a commit for 8 s or more".into());
+            self.progress.hangs().then(hangs)
+        })
     }
 
     /// The same for bookkeeping.

@@ -177,7 +177,7 @@ fn deadline(from: Duration, duration: Duration) -> u64 {
     micros(from.saturating_add(duration)).max(ENDED + 1)
 }
 
-pub fn micros(duration: Duration) -> u64 {
+fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 

@@ -15,6 +15,7 @@ mod discovery;
 mod error;
 mod export;
 mod gauges;
+mod hang;
 mod intake;
 mod lease;
 mod ledger;
@@ -173,6 +174,11 @@ impl Engine {
     /// This node.
     pub fn node_id(&self) -> NodeId {
         self.core().view().identity.node_id
+    }
+
+    /// Has the log say so when the disk hangs, where nobody asks for anything. To be called every second or so.
+    pub fn look_at_disk(&self) {
+        self.core().progress.hangs();
     }
 
     /// How the sinks are doing.

@@ -180,8 +180,6 @@ impl Writer {
             Ok(effects) => effects,
             Err(cause) => {
                 let error = Error::from(cause.clone());
-                // Before anybody is answered: who is told of the failure must not then find us ready.
-                self.core.set_failed(error.clone(), false);
                 for job in jobs {
                     job.finish(Some(&error), &self.core.metrics);
                 }
@@ -224,7 +222,8 @@ impl Writer {
         let age = self.opened_at_age.after(moment.monotonic.saturating_sub(self.started));
         let is_settling_put_off = moment.monotonic < self.settling_put_off_until;
         let next_purged_agent = &mut self.next_purged_agent;
-        self.core.begin_commit();
+        let progress = &self.core.progress;
+        progress.made();
         let committed = self.core.store.write(&mut self.head, |batch| {
             let mut purged = 0;
             let mut forgotten = Vec::new();
@@ -247,16 +246,20 @@ impl Writer {
             let mut session = Session::new(batch, directory, moment, default_ttl, random);
             for job in jobs.iter_mut() {
                 job.run(&mut session)?;
+                progress.made();
             }
             while let Some(job) = intake.as_mut().and_then(|intake| intake.next(jobs.len())) {
                 jobs.push(job);
                 jobs.last_mut().expect("one was pushed").run(&mut session)?;
+                progress.made();
             }
             let (mut effects, recorded) = session.into_effects();
             effects.splice(0..0, forgotten.into_iter().map(Effect::Remove));
             Ok(((effects, recorded), purged))
         });
-        self.core.end_commit();
+        // Before anybody is answered: who is told of the failure must not then find us ready.
+        let committed = committed.inspect_err(|cause| self.core.set_failed(cause.clone().into(), false));
+        self.core.progress.ended();
         let (effects, purged) = committed?;
         if housekeeping {
             // When there was more to forget than one batch may, the next one goes on.
@@ -428,7 +431,11 @@ impl Writer {
     fn try_recover(&mut self, cause: &StoreError, condition: &mut Condition) -> Result<(), StoreError> {
         self.core.store.check_place()?;
         if *condition == Condition::Latched {
-            self.core.withdraw_snapshot(cause.clone());
+            // Whoever reads meanwhile asks for no room.
+            self.core.withdraw_snapshot(match cause {
+                StoreError::NoSpace(source) => StoreError::Io(Arc::clone(source)),
+                other => other.clone(),
+            });
             sound(|| self.reopen())?;
             *condition = Condition::Readable;
         }

@@ -236,6 +236,7 @@ impl Store {
         let opened = opened.as_ref().ok_or(StoreError::Closed)?;
         assert!(opened.takes_writes(), "nothing is written to a store that was reopened and not resumed");
         self.check_place()?;
+        self.check_access()?;
         guarded(|| {
             let mut transaction = opened.database.begin_write()?;
             transaction
