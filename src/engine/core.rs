@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::directory::{Directory, Entry};
 use super::error::Error;
 use super::export::Exports;
-use super::hang::Progress;
+use super::hang::{HANGING, Progress};
 use super::lease::Moment;
 use super::loads::Loads;
 use super::replica::{CommitMark, SinkBoard};
@@ -167,7 +167,9 @@ impl Core {
     /// Why the store takes no writes at present, if it takes none.
     pub fn failure(&self) -> Option<Error> {
         self.failed.load().as_deref().map(|failed| failed.error.clone()).or_else(|| {
-            let hangs = || Error::Unavailable("the disk has not answered a commit for 8 s or more".into());
+            let seconds = HANGING.as_secs();
+            let hangs =
+                || Error::Unavailable(format!("the disk has not answered a commit for {seconds} s or more").into());
             self.progress.hangs().then(hangs)
         })
     }

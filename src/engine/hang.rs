@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// When the writer has got no further within a commit for this long, the disk hangs.
-const HANGING: Duration = Duration::from_secs(8);
+pub const HANGING: Duration = Duration::from_secs(8);
 /// Between commits.
 const NEVER: u64 = u64::MAX;
 

@@ -158,7 +158,8 @@ impl Writer {
         self.leases.until_next(monotonic).map_or(housekeeping, |lease| lease.min(housekeeping)).min(LOOK_EVERY)
     }
 
-    /// Runs, commits, applies the effects and answers. After an error all have been answered with it.
+    /// Runs, commits, applies the effects and answers. After an error all have been answered: with it, or well, where
+    /// what was committed cannot be read.
     fn run_batch(&mut self, first: Option<Box<dyn Job>>, intake: &mut Intake) -> Result<(), StoreError> {
         let moment = self.core.moment();
         let ended =
